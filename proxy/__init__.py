@@ -1,0 +1,3 @@
+"""magic-proxy: a caching reverse proxy that speaks the OpenAI API."""
+
+__version__ = "0.1.0"

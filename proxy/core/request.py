@@ -1,0 +1,32 @@
+"""The cacheable request, as the pure core sees it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from proxy.core.wire import Endpoint, Headers, JsonValue
+
+
+class Flaw(StrEnum):
+    """Why a body that a JSON parser accepts can't be represented exactly (B18)."""
+
+    DUPLICATE_MEMBER = "duplicate-member"
+    LONE_SURROGATE = "lone-surrogate"
+    NUMBER_RANGE = "number-range"
+
+
+@dataclass(frozen=True, slots=True)
+class CacheableRequest:
+    """One request to a cacheable endpoint.
+
+    `model` is the internal model name, after aliases; `fields` are the members of the body;
+    `scope` separates tenants, credentials, accounts and query strings; `flaw` is set where the
+    body can't be represented exactly, and then there is no key.
+    """
+
+    endpoint: Endpoint
+    model: str
+    fields: Mapping[str, JsonValue]
+    scope: str = "-"
+    headers: Headers = ()
+    flaw: Flaw | None = None

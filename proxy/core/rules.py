@@ -1,0 +1,59 @@
+"""Rules: which requests are cached, under which key, for how long."""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+from proxy.core.paths import FieldPath
+from proxy.core.wire import Endpoint
+
+
+class UnlistedFields(StrEnum):
+    """What a request field that is not in the key does (B6)."""
+
+    IGNORE = "ignore"
+    GUARD = "guard"
+    BYPASS = "bypass"
+
+
+@dataclass(frozen=True, slots=True)
+class When:
+    """Predicates on the request; all that are set must hold. Header values are globs."""
+
+    max_temperature: float | None = None
+    max_messages: int | None = None
+    has_user_message: bool | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Normalization:
+    """A replacement in the text at `path`, applied to what is hashed only (B7)."""
+
+    path: FieldPath
+    pattern: re.Pattern[str]
+    replacement: str
+
+
+DEFAULT_FINISH_REASONS = frozenset({"stop", "tool_calls", "function_call"})
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One item of `cache_settings.rules`, compiled. Sizes in bytes, times in seconds."""
+
+    name: str
+    model_names: tuple[str, ...]
+    include_in_key: tuple[FieldPath, ...]
+    ttl_seconds: float
+    exclude_from_key: tuple[FieldPath, ...] = ()
+    endpoints: frozenset[Endpoint] = frozenset(Endpoint)
+    when: When = When()
+    unlisted_fields: UnlistedFields = UnlistedFields.GUARD
+    normalize: tuple[Normalization, ...] = ()
+    store_finish_reasons: frozenset[str] = DEFAULT_FINISH_REASONS
+    max_entry_bytes: int = 8 * 1024 * 1024
+    fallback_ttl_seconds: float = 300.0
+    client_control: bool = True
+    honor_upstream: bool = False
+    fresh_ids: bool = False

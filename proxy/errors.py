@@ -1,0 +1,186 @@
+"""The error tree. Each class that can reach a client has one status and one OpenAI envelope.
+
+ProxyError
+├── RequestError                 400  the client's request is at fault
+│   ├── MalformedBody            400  not JSON, not an object, a member of a wrong type, too deep
+│   ├── UnsupportedBody          415  content type or content coding that this endpoint does not take
+│   ├── BodyTooLarge             413
+│   ├── UnknownModel             404  the model list is closed and does not name this model
+│   ├── UnknownRoute             404
+│   └── NotAuthenticated         401  no, or no known, client credential or admin key
+├── NotCached                    504  `only-if-cached` and no entry
+├── UpstreamError                502  the upstream gave no usable answer
+│   ├── UpstreamUnreachable      502  refused, reset, unresolvable, TLS failure
+│   ├── UpstreamTimeout          504  one of the time-outs ran out before the first byte
+│   ├── UpstreamProtocolError    502  what came back was not HTTP, or ended in the middle
+│   └── KeysExhausted            429  every key of the pool is cooling or retired
+├── StoreError                        never reaches a client: it costs a miss
+│   ├── StoreUnavailable              down, slow, or its circuit is open
+│   └── EntryUnreadable               bytes that do not decode to the entry that was asked for
+└── SettingsError                     start and `check`: a list of mistakes with their places
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+
+class ProxyError(Exception):
+    """Whatever this program raises on purpose."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str | None] = None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.error_code = code or self.code
+        self.retry_after_seconds = retry_after_seconds
+
+    def envelope(self) -> dict[str, Any]:
+        """The body of the answer, in the shape that OpenAI clients parse."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.type,
+                "param": self.param,
+                "code": self.error_code,
+            }
+        }
+
+
+class RequestError(ProxyError):
+    """The client's request is at fault."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class MalformedBody(RequestError):
+    """The body is not what this endpoint takes."""
+
+    code = "invalid_json"
+
+
+class UnsupportedBody(RequestError):
+    """The content type or content coding is not one that this endpoint takes."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+class BodyTooLarge(RequestError):
+    """The body is longer than `server.max_body_bytes`."""
+
+    status = 413
+    code = "request_too_large"
+
+
+class UnknownModel(RequestError):
+    """The model list is closed, and this name is not on it."""
+
+    status = 404
+    code = "model_not_found"
+
+
+class UnknownRoute(RequestError):
+    """Nothing is served under this path."""
+
+    status = 404
+    code = "unknown_url"
+
+
+class NotAuthenticated(RequestError):
+    """The credential is absent or not known here."""
+
+    status = 401
+    code = "invalid_api_key"
+
+
+class NotCached(ProxyError):
+    """The client asked for a cached answer only, and there is none."""
+
+    status = 504
+    type = "cache_error"
+    code = "not_cached"
+
+
+class UpstreamError(ProxyError):
+    """The upstream gave no usable answer."""
+
+    status = 502
+    type = "upstream_error"
+    code = "upstream_failed"
+
+
+class UpstreamUnreachable(UpstreamError):
+    """No connection: refused, reset, unresolvable, or no TLS."""
+
+    code = "upstream_unreachable"
+
+
+class UpstreamTimeout(UpstreamError):
+    """A time-out ran out before the upstream had answered."""
+
+    status = 504
+    code = "upstream_timeout"
+
+
+class UpstreamProtocolError(UpstreamError):
+    """What came back was not HTTP, or ended in the middle."""
+
+    code = "upstream_protocol_error"
+
+
+class KeysExhausted(UpstreamError):
+    """Every key of the pool is cooling or retired; `retry_after_seconds` is the soonest."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "upstream_keys_exhausted"
+
+
+class StoreError(ProxyError):
+    """A store failed; a client never sees this, it costs a miss."""
+
+    type = "store_error"
+
+
+class StoreUnavailable(StoreError):
+    """The store is down, too slow, or its circuit is open."""
+
+
+class EntryUnreadable(StoreError):
+    """The stored bytes do not decode to the entry that was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """One mistake in the settings: `line` and `column` count from 1, 0 where there is no file."""
+
+    message: str
+    path: str = ""
+    file: str = ""
+    line: int = 0
+    column: int = 0
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}:{self.column}: " if self.line else ""
+        path = f"{self.path}: " if self.path else ""
+        return f"{place}{path}{self.message}"
+
+
+class SettingsError(ProxyError):
+    """The settings can't be used; `mistakes` says all of what is wrong, in file order."""
+
+    def __init__(self, mistakes: list[Mistake]) -> None:
+        super().__init__("\n".join(str(mistake) for mistake in mistakes))
+        self.mistakes = mistakes

@@ -1,0 +1,50 @@
+"""The only place that starts background tasks: they are named, held, and drained."""
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+log = logging.getLogger("magic_proxy.tasks")
+
+
+class TaskGroup:
+    """Holds strong references to background tasks and ends them in order at shutdown.
+
+    A task that fails is logged once, by name, and never takes the process down.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def start(self, work: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any]:
+        """Run `work` in the background; the group keeps it alive until it ends."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Wait up to `grace_seconds` for all tasks, then cancel those that are left."""
+        if not self._tasks:
+            return
+        _, late = await asyncio.wait(set(self._tasks), timeout=grace_seconds)
+        await self._cancel(late)
+
+    async def cancel(self) -> None:
+        """Cancel every task and wait until each has ended."""
+        await self._cancel(set(self._tasks))
+
+    async def _cancel(self, tasks: set[asyncio.Task[Any]]) -> None:
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("background task %s failed", task.get_name(), exc_info=error)

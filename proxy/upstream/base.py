@@ -1,0 +1,142 @@
+"""What the engine asks of upstreams: resolve a model, send along its chain, read raw bytes."""
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from proxy.core.wire import Headers, JsonValue
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds; None is no limit. `first_byte_seconds` counts from the request's last byte."""
+
+    connect_seconds: float | None = 5.0
+    first_byte_seconds: float | None = 600.0
+    between_bytes_seconds: float | None = 300.0
+    total_seconds: float | None = 1800.0
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamRequest:
+    """One attempt on the wire: `url` is absolute, percent-encoded, and sent as it stands."""
+
+    method: str
+    url: str
+    headers: Headers
+    body: bytes | AsyncIterator[bytes] | None = None
+
+
+class UpstreamResponse(Protocol):
+    """Status and headers have arrived; the body is read as it comes, still content-coded."""
+
+    @property
+    def status(self) -> int: ...
+
+    @property
+    def headers(self) -> Headers:
+        """End-to-end headers only, in order, names as the upstream wrote them."""
+        ...
+
+    def aiter_raw(self) -> AsyncIterator[bytes]:
+        """The body's bytes as they arrive. Raises `UpstreamError` if it ends before its end."""
+        ...
+
+    async def aclose(self) -> None:
+        """Let go of the connection: back to the pool if the body was read whole, else closed."""
+        ...
+
+
+class Transport(Protocol):
+    """One connection pool and one TLS context, for one upstream in one worker."""
+
+    async def send(self, request: UpstreamRequest) -> UpstreamResponse:
+        """Send, and return when the response's headers are there. Raises `UpstreamError`."""
+        ...
+
+    async def aclose(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """One way to serve a model: an upstream and the name and parameters that it wants.
+
+    `model` None keeps the client's own name. `params` override the body's members,
+    `default_params` fill those that are absent.
+    """
+
+    name: str
+    upstream: str
+    model: str | None = None
+    params: Mapping[str, JsonValue] = field(default_factory=dict)
+    default_params: Mapping[str, JsonValue] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """What a model name resolves to: the internal name, and its profiles in the order to try."""
+
+    model: str
+    profiles: tuple[Profile, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """What is to be sent, before an upstream and a key are chosen.
+
+    `path` is the raw path after the API root (`/chat/completions`), `query` the raw query string
+    without `?`. A streamed body can be sent once, so it is never retried after its first byte.
+    `request_usage` allows asking a stream for its usage chunk where the upstream is set so.
+    """
+
+    method: str
+    path: str
+    query: str
+    headers: Headers
+    body: bytes | AsyncIterator[bytes] | None = None
+    request_usage: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """An upstream's answer, and how it was come by.
+
+    `usage_requested` is True where the proxy itself asked for the usage chunk. Closing
+    `response` also gives the key back to its pool.
+    """
+
+    response: UpstreamResponse
+    upstream: str
+    profile: str
+    fallback: bool = False
+    usage_requested: bool = False
+    attempts: int = 1
+
+
+class Forwarder(Protocol):
+    """All upstreams of one configuration."""
+
+    def resolve(self, model: str | None) -> Chain:
+        """The chain for a client's model name (None: the default upstream).
+
+        Raises `UnknownModel` where the model list is closed.
+        """
+        ...
+
+    async def send(self, chain: Chain, outgoing: Outgoing) -> Exchange:
+        """Try keys, then profiles, until one answers or the attempts are used up.
+
+        An upstream's own error answer is returned, not raised, where there is nothing left to
+        try. Raises `UpstreamError`.
+        """
+        ...
+
+    def account_headers(self, chain: Chain) -> tuple[bytes, ...]:
+        """Names (lower case) of the request headers that choose an account at this upstream."""
+        ...
+
+    def uses_client_credentials(self, chain: Chain) -> bool:
+        """True where the client's own credential goes upstream (no keys are configured)."""
+        ...
+
+    async def aclose(self) -> None: ...
