@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Installs Debian packages, as root or by sudo. Usage: scripts/apt-install.sh PACKAGE...
+#
+# Without apt-get, or without the right to use it, it says what to install by hand and fails.
+set -euo pipefail
+
+as_root=()
+if [ "$(id -u)" -ne 0 ]; then
+    as_root=(sudo)
+    # Without a terminal nobody can type a password.
+    [ -t 0 ] || as_root=(sudo -n)
+fi
+
+if ! command -v apt-get >/dev/null || { [ "${#as_root[@]}" -gt 0 ] && ! command -v sudo >/dev/null; }; then
+    echo "Please install: $*" >&2
+    exit 1
+fi
+
+# RUNLEVEL=1 keeps packages from starting their service where there is no systemd.
+"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get update -qq </dev/null
+"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
+    apt-get install -y -qq --no-install-recommends "$@" </dev/null
