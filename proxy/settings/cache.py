@@ -1,0 +1,157 @@
+"""`cache_settings`: what is cached, under which key, for how long."""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from proxy.core.paths import FieldPath
+from proxy.core.rules import DEFAULT_FINISH_REASONS, UnlistedFields
+from proxy.core.wire import Endpoint
+from proxy.settings.types import Bytes, HeaderName, Positive, Seconds, Section, Text
+
+
+def _field_path(text: str) -> str:
+    FieldPath.parse(text)
+    return text
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"must be a regular expression: {error.msg}") from None
+    return text
+
+
+PathText: TypeAlias = Annotated[Text, AfterValidator(_field_path)]
+Pattern: TypeAlias = Annotated[Text, AfterValidator(_pattern)]
+
+
+class NormalizeSettings(Section):
+    """A replacement in what is hashed; what goes upstream stays as it is."""
+
+    path: PathText = Field(description="The texts to change, such as `messages[*].content`.")
+    pattern: Pattern = Field(description="Regular expression (Python syntax) of what to replace.")
+    replacement: str = Field("", description=r"What stands instead; `\1` is the first group.")
+
+
+class WhenSettings(Section):
+    """Conditions on the request; all that are set must hold."""
+
+    max_temperature: Seconds | None = Field(
+        None, description="Highest `temperature`; a request without one counts as 1.0."
+    )
+    max_messages: Positive | None = Field(None, description="Most messages in the conversation.")
+    has_user_message: bool | None = Field(
+        None, description="Whether a message with role `user` must be (true) or not be (false)."
+    )
+    headers: Mapping[HeaderName, str] = Field(
+        default={}, description="Request headers, each with a glob that its value must match."
+    )
+
+
+class RuleSettings(Section):
+    """Which requests are cached, under which key, for how long; the first that matches wins."""
+
+    name: str = Field(
+        "",
+        pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,63})?$",
+        description="Name in headers, metrics and purges. Default: `rule-<n>`, its place.",
+    )
+    model_names: tuple[Text, ...] = Field(
+        min_length=1, description="Internal model names, exact or as globs (`gpt-4*`, `*`)."
+    )
+    include_in_key: tuple[PathText, ...] = Field(
+        min_length=1,
+        description="Request fields that make up the key: names, paths such as "
+        "`messages[*].content`, or `*` for all.",
+    )
+    exclude_from_key: tuple[PathText, ...] = Field(
+        (), description="Fields or paths taken out again."
+    )
+    endpoints: tuple[Endpoint, ...] = Field(
+        tuple(Endpoint), min_length=1, description="Endpoints that the rule is for."
+    )
+    when: WhenSettings = Field(
+        WhenSettings(), description="Conditions on the request; all that are set must hold."
+    )
+    unlisted_fields: UnlistedFields = Field(
+        UnlistedFields.GUARD,
+        description="What a field that is not in the key does: `ignore` passes over it; `guard` "
+        "bypasses the cache if it changes the form of the answer (tools, response_format, n, …); "
+        "`bypass` bypasses on any that affects the answer.",
+    )
+    normalize: tuple[NormalizeSettings, ...] = Field(
+        (), description="Replacements in what is hashed, such as for time stamps in prompts."
+    )
+    ttl_seconds: Seconds = Field(description="How long an answer stays fresh; 0 stores nothing.")
+    store_finish_reasons: tuple[Text, ...] = Field(
+        tuple(sorted(DEFAULT_FINISH_REASONS)),
+        description="Chat answers are stored only with one of these in each choice.",
+    )
+    max_entry_bytes: Bytes = Field(8 * 1024 * 1024, description="Largest answer that is stored.")
+    fallback_ttl_seconds: Seconds = Field(
+        300.0,
+        description="How long an answer of a fallback model stays fresh, never above "
+        "`ttl_seconds`.",
+    )
+    client_control: bool = Field(
+        default=True, description="Obey a client's `Cache-Control` header."
+    )
+    honor_upstream: bool = Field(
+        default=False,
+        description="Obey the upstream's `Cache-Control` (most providers send `no-store` always).",
+    )
+    fresh_ids: bool = Field(
+        default=False, description="Give each replayed answer a new `id` and `created`."
+    )
+
+
+DEFAULT_RULES = (
+    RuleSettings(
+        name="embeddings",
+        model_names=("*",),
+        include_in_key=("*",),
+        endpoints=(Endpoint.EMBEDDINGS,),
+        ttl_seconds=86_400.0,
+    ),
+    RuleSettings(
+        name="chat",
+        model_names=("*",),
+        include_in_key=("*",),
+        endpoints=(Endpoint.CHAT,),
+        when=WhenSettings(max_temperature=1.0),
+        ttl_seconds=3_600.0,
+    ),
+)
+
+
+def _name_rules(given: Any) -> Any:
+    """Give each rule without a name that of its place."""
+    if not isinstance(given, list):
+        return given
+    return [
+        {**rule, "name": rule.get("name") or f"rule-{place}"} if isinstance(rule, dict) else rule
+        for place, rule in enumerate(given, start=1)
+    ]
+
+
+class CacheSettings(Section):
+    """What is cached, under which key, for how long."""
+
+    enabled: bool = Field(default=True, description="Cache at all.")
+    key_prefix: str = Field(
+        "magic_proxy:cache:",
+        pattern=r"^[!-~]{1,200}$",
+        description="Start of every store key; two proxies share entries if it is the same.",
+    )
+    expose_key: bool = Field(
+        default=False, description="Show the key in `Cache-Status` to every client."
+    )
+    rules: Annotated[tuple[RuleSettings, ...], BeforeValidator(_name_rules)] = Field(
+        DEFAULT_RULES,
+        description="Tried in order; the first that matches a request wins. Given rules replace "
+        "the default ones.",
+    )

@@ -1,0 +1,48 @@
+"""`clients` and `admin`: who may use the proxy."""
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from proxy.settings.types import Name, Section
+
+KeyHash: TypeAlias = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+
+OPEN: Literal["open"] = "open"
+
+
+class ClientSettings(Section):
+    """One client, known by the hashes of its keys (`magic-proxy hash-key` prints them)."""
+
+    name: Name = Field(description="Name in logs and metrics.")
+    key_hashes: tuple[KeyHash, ...] = Field(
+        min_length=1, description="`sha256:` and 64 hex digits, one for each key."
+    )
+    tenant: Name = Field(
+        "", description="Clients of one tenant share entries; default: the client's name."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tenant_is_name(cls, given: Any) -> Any:
+        if isinstance(given, dict) and not given.get("tenant") and "name" in given:
+            return {**given, "tenant": given["name"]}
+        return given
+
+
+class AdminSettings(Section):
+    """Who may purge, explain, and see keys."""
+
+    key_hashes: tuple[KeyHash, ...] = Field(
+        (), description="`sha256:` and 64 hex digits, one for each admin key; none: no admin."
+    )
+
+
+def _shape(given: Any) -> str:
+    return "list" if isinstance(given, list | tuple) else "open"
+
+
+Clients: TypeAlias = Annotated[
+    Annotated[Literal["open"], Tag("open")] | Annotated[tuple[ClientSettings, ...], Tag("list")],
+    Discriminator(_shape),
+]

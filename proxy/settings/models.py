@@ -1,0 +1,138 @@
+"""The settings: frozen, complete, and checked. `load.py` reads them, `runtime` builds from them."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from proxy.settings.cache import (
+    CacheSettings,
+    NormalizeSettings,
+    RuleSettings,
+    WhenSettings,
+)
+from proxy.settings.checks import contradictions
+from proxy.settings.clients import OPEN, AdminSettings, Clients, ClientSettings
+from proxy.settings.routing import ModelSettings, UnlistedModels
+from proxy.settings.server import LogLevel, ServerSettings
+from proxy.settings.store import (
+    DiskSettings,
+    MemorySettings,
+    RedisSettings,
+    StoreSettings,
+    Tier,
+    default_disk_path,
+)
+from proxy.settings.types import Name, Section, Text
+from proxy.settings.upstreams import (
+    ApiKeySettings,
+    AuthSettings,
+    TimeoutSettings,
+    TransportKind,
+    UpstreamSettings,
+    WeightedKey,
+)
+
+__all__ = [
+    "DEFAULT_UPSTREAMS",
+    "OPEN",
+    "AdminSettings",
+    "ApiKeySettings",
+    "AuthSettings",
+    "CacheSettings",
+    "ClientSettings",
+    "Clients",
+    "DiskSettings",
+    "LogLevel",
+    "MemorySettings",
+    "ModelSettings",
+    "NormalizeSettings",
+    "RedisSettings",
+    "RuleSettings",
+    "ServerSettings",
+    "Settings",
+    "StoreSettings",
+    "Tier",
+    "TimeoutSettings",
+    "TransportKind",
+    "UnlistedModels",
+    "UpstreamSettings",
+    "WeightedKey",
+    "WhenSettings",
+    "default_disk_path",
+]
+
+# As it would stand in a file; the loader starts from it where a variable changes a part of it.
+DEFAULT_UPSTREAMS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {"openai": {"base_url": "https://api.openai.com/v1", "request_usage": True}}
+)
+
+
+def _default_upstreams() -> Mapping[str, UpstreamSettings]:
+    return {name: UpstreamSettings(**given) for name, given in DEFAULT_UPSTREAMS.items()}
+
+
+class Settings(Section):
+    """Everything that can be set. Without any of it the proxy runs, in front of OpenAI."""
+
+    server: ServerSettings = Field(
+        ServerSettings(), description="Where the proxy listens, and how it starts and stops."
+    )
+    cache_settings: CacheSettings = Field(
+        CacheSettings(), description="What is cached, under which key, for how long."
+    )
+    store: StoreSettings = Field(
+        default_factory=StoreSettings,
+        description="Where entries are kept. Short forms: `store: disk`, `store: [memory, redis]`.",
+    )
+    upstreams: Mapping[Name, UpstreamSettings] = Field(
+        default_factory=_default_upstreams,
+        min_length=1,
+        description="The APIs that answer, by name. Default: `openai`, at "
+        "`https://api.openai.com/v1`, with `request_usage: true`.",
+    )
+    default_upstream: Text | None = Field(
+        None,
+        description="The upstream for all that names no other; default: the first one.",
+    )
+    models: Mapping[Text, ModelSettings] = Field(
+        default={}, description="Internal model names, and who answers for them."
+    )
+    unlisted_models: UnlistedModels = Field(
+        UnlistedModels.FORWARD,
+        description="A model name that `models` does not list: `forward` sends it to the default "
+        "upstream under its own name, `refuse` answers 404.",
+    )
+    aliases: Mapping[Text, Text] = Field(
+        default={}, description="Further names of internal models: `alias: internal name`."
+    )
+    clients: Clients | None = Field(
+        None,
+        description="Who may use the proxy. Null: everybody with a credential that the upstream "
+        "accepts, each with entries of its own. `open`: everybody. A list: those clients.",
+    )
+    admin: AdminSettings = Field(
+        AdminSettings(), description="Who may purge, explain, and see keys."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        problems = contradictions(self)
+        if problems:
+            # One error carries them all, each with its place; the loader takes them apart.
+            raise PydanticCustomError(
+                "contradictions",
+                "{text}",
+                {
+                    "text": "; ".join(problem.message for problem in problems),
+                    "problems": problems,
+                },
+            )
+        return self
+
+    @property
+    def main_upstream(self) -> str:
+        """The name of the upstream for all that names no other."""
+        return self.default_upstream or next(iter(self.upstreams))

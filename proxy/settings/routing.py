@@ -1,0 +1,52 @@
+"""`models`: which upstream answers for a model name, and as what."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import BeforeValidator, Field, JsonValue
+
+from proxy.settings.types import Plain, Section, Text, plain_scalar
+
+
+class UnlistedModels(StrEnum):
+    """What happens to a model name that `models` does not list."""
+
+    FORWARD = "forward"  # it goes to the default upstream under its own name
+    REFUSE = "refuse"  # it is answered with 404
+
+
+def _typed(value: Any) -> Any:
+    """Give a text that came out of a variable the type that it would have in the file."""
+    match value:
+        case Plain():
+            return plain_scalar(value)
+        case dict():
+            return {name: _typed(member) for name, member in value.items()}
+        case list():
+            return [_typed(item) for item in value]
+        case _:
+            return value
+
+
+Params: TypeAlias = Annotated[Mapping[str, JsonValue], BeforeValidator(_typed)]
+
+
+class ModelSettings(Section):
+    """One internal model name: who answers for it, and as what."""
+
+    upstream: Text | None = Field(
+        None, description="Name of the upstream; default: `default_upstream`."
+    )
+    model: Text | None = Field(
+        None, description="The upstream's name for it; default: the internal name."
+    )
+    params: Params = Field(
+        default={}, description="Members of the body that are always set to these values."
+    )
+    default_params: Params = Field(
+        default={}, description="Members of the body that are set where a request has none."
+    )
+    fallbacks: tuple[Text, ...] = Field(
+        (), description="Internal model names to try in turn when this one fails."
+    )

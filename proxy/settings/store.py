@@ -1,0 +1,146 @@
+"""`store`: where entries are kept."""
+
+import os
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    WithJsonSchema,
+    model_validator,
+)
+
+from proxy.settings.types import Bytes, ConfigPath, Positive, Section, Wait, check_url
+
+
+class Tier(StrEnum):
+    """A place for entries."""
+
+    AUTO = "auto"  # memory before redis if a URL is set, else memory before disk
+    MEMORY = "memory"  # this worker's own
+    DISK = "disk"  # shared by the workers of one machine
+    REDIS = "redis"  # shared by all replicas
+
+
+def default_disk_path(env: Mapping[str, str] | None = None) -> Path:
+    """A file in the user's cache directory."""
+    env = os.environ if env is None else env
+    root = env.get("XDG_CACHE_HOME") or str(Path(env.get("HOME") or "~").expanduser() / ".cache")
+    return Path(root) / "magic-proxy" / "cache.sqlite3"
+
+
+def _redis_url(value: SecretStr) -> SecretStr:
+    check_url(value.get_secret_value(), "redis", "rediss", "unix")
+    return value
+
+
+def _tiers(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _distinct(tiers: tuple[Tier, ...]) -> tuple[Tier, ...]:
+    if len(set(tiers)) < len(tiers):
+        raise ValueError("must name each tier once")
+    if Tier.AUTO in tiers and len(tiers) > 1:
+        raise ValueError("`auto` stands alone")
+    return tiers
+
+
+_ONE_TIER = {"type": "string", "enum": [str(tier) for tier in Tier]}
+_TIERS_SCHEMA = {
+    "anyOf": [
+        _ONE_TIER,
+        {
+            "type": "array",
+            "items": {"type": "string", "enum": [str(tier) for tier in Tier if tier != Tier.AUTO]},
+            "minItems": 1,
+            "uniqueItems": True,
+        },
+    ]
+}
+
+
+class MemorySettings(Section):
+    """The memory tier, one per worker."""
+
+    max_bytes: Bytes = Field(256 * 1024 * 1024, description="Most bytes that it holds.")
+
+
+class DiskSettings(Section):
+    """The disk tier: one SQLite file, shared by the workers of one machine."""
+
+    path: ConfigPath = Field(
+        default_factory=default_disk_path,
+        description="The file. Default: `magic-proxy/cache.sqlite3` in `$XDG_CACHE_HOME`, or in "
+        "`~/.cache`.",
+    )
+    max_bytes: Bytes = Field(1024 * 1024 * 1024, description="Most bytes that it holds.")
+    sweep_interval_seconds: Wait = Field(
+        30.0, description="How often expired entries are swept away."
+    )
+
+
+class RedisSettings(Section):
+    """The Redis tier, shared by all replicas."""
+
+    url: Annotated[SecretStr, AfterValidator(_redis_url)] | None = Field(
+        None, description="`redis://`, `rediss://` (TLS) or `unix://`; empty means none."
+    )
+    connect_timeout_seconds: Wait = Field(1.0, description="Longest wait for a connection.")
+    timeout_seconds: Wait = Field(
+        0.05, description="Longest wait for a look-up, whole batches included; then it's a miss."
+    )
+    write_timeout_seconds: Wait = Field(1.0, description="Longest wait for a write.")
+    max_connections: Positive = Field(16, description="Most connections of one worker.")
+    failure_threshold: Positive = Field(
+        3, description="Failures in a row after which Redis is left alone for a while."
+    )
+    retry_seconds: Wait = Field(1.0, description="How long it is left alone before a new try.")
+    ca_file: ConfigPath | None = Field(
+        None, description="CA certificates (PEM) for `rediss://`; default: the system's."
+    )
+
+
+class StoreSettings(Section):
+    """Where entries are kept. Short forms: `store: disk`, `store: [memory, redis]`."""
+
+    tiers: Annotated[
+        tuple[Tier, ...],
+        BeforeValidator(_tiers),
+        Field(min_length=1),
+        AfterValidator(_distinct),
+        WithJsonSchema(_TIERS_SCHEMA),
+    ] = Field(
+        (Tier.AUTO,),
+        description="`auto`, `memory`, `disk`, `redis`, or a list of tiers in the order to ask. "
+        "`auto` is memory and Redis if `redis.url` is set, else memory and disk.",
+    )
+    memory: MemorySettings = Field(MemorySettings(), description="The memory tier.")
+    disk: DiskSettings = Field(default_factory=DiskSettings, description="The disk tier.")
+    redis: RedisSettings = Field(RedisSettings(), description="The Redis tier.")
+    write_queue_bytes: Bytes = Field(
+        64 * 1024 * 1024, description="Most bytes waiting to be written; more are dropped."
+    )
+    write_queue_entries: Positive = Field(
+        10_000, description="Most entries waiting to be written; more are dropped."
+    )
+    compress_above_bytes: Bytes = Field(
+        4096, description="Entries larger than this are compressed."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, given: Any) -> Any:
+        return {"tiers": given} if isinstance(given, str | list | tuple) else given
+
+    @property
+    def resolved_tiers(self) -> tuple[Tier, ...]:
+        """The tiers in the order to ask, with `auto` decided."""
+        if self.tiers != (Tier.AUTO,):
+            return self.tiers
+        return (Tier.MEMORY, Tier.DISK if self.redis.url is None else Tier.REDIS)

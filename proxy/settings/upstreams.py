@@ -1,0 +1,184 @@
+"""`upstreams`: the APIs that answer, and the keys for them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationInfo,
+    model_validator,
+)
+
+from proxy.settings.types import (
+    ConfigPath,
+    HeaderName,
+    HeaderValue,
+    HttpUrl,
+    Name,
+    Positive,
+    Seconds,
+    Section,
+    Surroundings,
+    Text,
+    Wait,
+    check_url,
+)
+
+
+class TransportKind(StrEnum):
+    """The HTTP client towards an upstream."""
+
+    AIOHTTP = "aiohttp"  # the faster one
+    HTTPX = "httpx"  # the more widely known one
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedKey:
+    """One key of a pool."""
+
+    secret: SecretStr
+    weight: int
+
+
+class ApiKeySettings(Section):
+    """One key, or a file of keys. Short form: the key itself, usually as `${VARIABLE}`."""
+
+    value: SecretStr | None = Field(None, description="The key, usually as `${VARIABLE}`.")
+    env: Text | None = Field(None, description="Name of the variable that holds the key.")
+    file: ConfigPath | None = Field(
+        None, description="File with one key on each line; `#` starts a comment."
+    )
+    weight: Positive = Field(1, description="Share of the load, relative to the other keys.")
+    _secrets: tuple[SecretStr, ...] = PrivateAttr(())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, given: Any) -> Any:
+        if isinstance(given, str) and not given.strip():
+            raise ValueError("a key must not be empty")
+        return {"value": given} if isinstance(given, str | SecretStr) else given
+
+    @model_validator(mode="after")
+    def _read(self, info: ValidationInfo) -> Self:
+        if sum(source is not None for source in (self.value, self.env, self.file)) != 1:
+            raise ValueError("must have exactly one of: value, env, file")
+        if self.value is not None:
+            texts = [self.value.get_secret_value().strip()]
+        elif self.env is not None:
+            text = Surroundings.of(info).env.get(self.env)
+            if not text:
+                raise ValueError(f"the environment variable {self.env} is not set")
+            texts = [text.strip()]
+        else:
+            assert self.file is not None
+            try:
+                lines = self.file.read_text(encoding="utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ValueError(f"cannot read the key file: {type(error).__name__}") from None
+            texts = [text for line in lines if (text := line.partition("#")[0].strip())]
+            if not texts:
+                raise ValueError("the key file holds no key")
+        if not all(text and text.isascii() and text.isprintable() for text in texts):
+            raise ValueError("a key must be printable ASCII on one line, and not empty")
+        self._secrets = tuple(SecretStr(text) for text in texts)
+        return self
+
+    @property
+    def keys(self) -> tuple[WeightedKey, ...]:
+        """The keys themselves, read when the settings were loaded."""
+        return tuple(WeightedKey(secret, self.weight) for secret in self._secrets)
+
+
+class AuthSettings(Section):
+    """The header that carries the key."""
+
+    header: HeaderName = Field("Authorization", description="Its name; Azure wants `api-key`.")
+    scheme: HeaderValue = Field(
+        "Bearer", description="Word before the key; empty sends the bare key."
+    )
+
+
+class TimeoutSettings(Section):
+    """Time-outs towards the upstream; null is no limit."""
+
+    connect_seconds: Wait | None = Field(5.0, description="For a connection, with TLS.")
+    first_byte_seconds: Wait | None = Field(
+        600.0, description="From the end of the request to the first byte of the answer."
+    )
+    between_bytes_seconds: Wait | None = Field(300.0, description="Between two reads.")
+    total_seconds: Wait | None = Field(1800.0, description="For the whole exchange.")
+
+
+def _secret_header(value: SecretStr) -> SecretStr:
+    text = value.get_secret_value()
+    if not text.isascii() or not text.isprintable():
+        raise ValueError("must be printable ASCII on one line, as headers are")
+    return value
+
+
+def _proxy_url(value: SecretStr) -> SecretStr:
+    check_url(value.get_secret_value(), "http", "https")
+    return value
+
+
+class UpstreamSettings(Section):
+    """One API that answers requests."""
+
+    base_url: HttpUrl = Field(description="Root of the API, such as `https://api.openai.com/v1`.")
+    api_keys: tuple[ApiKeySettings, ...] = Field(
+        (),
+        description="Keys to use in turn. None: the client's own `Authorization` goes upstream.",
+    )
+    auth: AuthSettings = Field(AuthSettings(), description="The header that carries the key.")
+    query: Mapping[str, str] = Field(
+        default={},
+        repr=False,
+        description="Query parameters added to every request, such as `api-version`.",
+    )
+    headers: Mapping[HeaderName, Annotated[SecretStr, AfterValidator(_secret_header)]] = Field(
+        default={}, description="Headers added to every request; the values are kept secret."
+    )
+    account_headers: tuple[HeaderName, ...] = Field(
+        (),
+        description="Client headers that choose an account here, beside `OpenAI-Organization` "
+        "and `OpenAI-Project`: requests that differ in them share no entry.",
+    )
+    request_usage: bool = Field(
+        default=False,
+        description="Ask streams for their token counts; taken out again for clients that did "
+        "not ask.",
+    )
+    transport: TransportKind = Field(
+        TransportKind.AIOHTTP, description="The HTTP client towards this upstream."
+    )
+    timeouts: TimeoutSettings = Field(TimeoutSettings(), description="Time-outs; null is no limit.")
+    max_connections: Annotated[int, Field(ge=0)] = Field(
+        1000, description="Most connections of one worker; 0 is no limit."
+    )
+    http_proxy: Annotated[SecretStr, AfterValidator(_proxy_url)] | None = Field(
+        None, description="Forward proxy on the way to this upstream."
+    )
+    ca_file: ConfigPath | None = Field(
+        None, description="CA certificates (PEM); default: the system's."
+    )
+    verify_tls: bool = Field(default=True, description="Check the upstream's certificate.")
+    key_cooldown_seconds: Seconds = Field(
+        20.0, description="Rest of a key after a 429 that names no time."
+    )
+    quota_cooldown_seconds: Seconds = Field(
+        3600.0, description="Rest of a key whose quota is used up."
+    )
+    key_retire_seconds: Seconds = Field(
+        600.0, description="Time after which a refused key (401) is tried again."
+    )
+    max_attempts: Positive = Field(3, description="Most tries of one request, keys taken together.")
+
+    @property
+    def keys(self) -> tuple[WeightedKey, ...]:
+        """The keys of the pool, in file order."""
+        return tuple(key for item in self.api_keys for key in item.keys)
