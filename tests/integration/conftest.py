@@ -1,0 +1,43 @@
+"""Real servers for the tests: the stand-in upstream, proxies in front of it, Redis, SDK clients."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import openai
+import pytest
+
+from proxy.standin import RunningStandIn, start_standin
+from tests.integration.servers import ProxyFactory, RunningProxy
+
+NewClient = Callable[..., openai.OpenAI]
+
+
+@pytest.fixture
+def standin() -> Iterator[RunningStandIn]:
+    """The upstream; `standin.app` is what scripts it and what it saw."""
+    with start_standin() as running:
+        yield running
+
+
+@pytest.fixture
+def proxy(standin: RunningStandIn, tmp_path: Path) -> Iterator[ProxyFactory]:
+    """Starts proxies in front of the stand-in: `proxy()`, `proxy({...})`, `proxy("yaml: text")`."""
+    factory = ProxyFactory(standin.base_url, tmp_path)
+    yield factory
+    factory.stop()
+
+
+@pytest.fixture
+def client() -> Iterator[NewClient]:
+    """Makes OpenAI SDK clients of a proxy; they try once, so that tests see every answer."""
+    made: list[openai.OpenAI] = []
+
+    def new(proxy: RunningProxy, api_key: str = "sk-test") -> openai.OpenAI:
+        made.append(
+            openai.OpenAI(base_url=proxy.base_url, api_key=api_key, max_retries=0, timeout=30.0)
+        )
+        return made[-1]
+
+    yield new
+    for each in made:
+        each.close()
