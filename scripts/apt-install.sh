@@ -16,7 +16,8 @@ if ! command -v apt-get >/dev/null || { [ "${#as_root[@]}" -gt 0 ] && ! command 
     exit 1
 fi
 
+echo "Installing by apt-get: $*"
 # RUNLEVEL=1 keeps packages from starting their service where there is no systemd.
 "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get update -qq </dev/null
 "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
-    apt-get install -y -qq --no-install-recommends "$@" </dev/null
+    apt-get install -y -qq -o Dpkg::Use-Pty=0 --no-install-recommends "$@" </dev/null >/dev/null
