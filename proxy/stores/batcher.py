@@ -1,0 +1,84 @@
+"""Merges the look-ups of one loop turn, so that many requests share one round trip."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, TypeAlias
+
+from proxy.errors import StoreUnavailable
+from proxy.tasks import TaskGroup
+
+Fetch: TypeAlias = Callable[[Sequence[str]], Awaitable[list[bytes | None]]]
+_Asked: TypeAlias = tuple[Sequence[str], "asyncio.Future[list[bytes | None]]"]
+
+# One reply holds the others of its batch up: with answers of 2 to 60 KB this keeps it small.
+BATCH_KEYS: Final = 64
+
+
+class Batcher:
+    """Collects what is asked until the loop turns, then fetches it in batches of `batch_keys`.
+
+    A batch runs in a task of its own: a caller that goes away takes nothing from the others.
+    What `fetch` raises, each caller of that batch gets.
+    """
+
+    def __init__(self, fetch: Fetch, tasks: TaskGroup, *, batch_keys: int = BATCH_KEYS) -> None:
+        self._fetch = fetch
+        self._tasks = tasks
+        self._batch_keys = batch_keys
+        self._asked: list[_Asked] = []
+
+    async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        """The values in the order of `keys`."""
+        if not keys:
+            return []
+        size = self._batch_keys
+        answers = [self._ask(keys[at : at + size]) for at in range(0, len(keys), size)]
+        if len(answers) == 1:
+            return await answers[0]
+        parts = await asyncio.gather(*answers)
+        return [value for part in parts for value in part]
+
+    def _ask(self, keys: Sequence[str]) -> "asyncio.Future[list[bytes | None]]":
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[list[bytes | None]] = loop.create_future()
+        if not self._asked:
+            loop.call_soon(self._flush)
+        self._asked.append((keys, answer))
+        return answer
+
+    def _flush(self) -> None:
+        asked, self._asked = self._asked, []
+        batch: list[_Asked] = []
+        keys = 0
+        for ask in asked:
+            if batch and keys + len(ask[0]) > self._batch_keys:
+                self._start(batch)
+                batch, keys = [], 0
+            batch.append(ask)
+            keys += len(ask[0])
+        self._start(batch)
+
+    def _start(self, batch: list[_Asked]) -> None:
+        self._tasks.start(self._serve(batch), name="store-lookup")
+
+    async def _serve(self, batch: list[_Asked]) -> None:
+        keys = [key for asked, _ in batch for key in asked]
+        try:
+            values = await self._fetch(keys)
+        except asyncio.CancelledError:
+            _fail(batch, StoreUnavailable("the store is closed"))
+            raise
+        except StoreUnavailable as error:
+            _fail(batch, error)
+            return
+        at = 0
+        for asked, answer in batch:
+            if not answer.done():
+                answer.set_result(values[at : at + len(asked)])
+            at += len(asked)
+
+
+def _fail(batch: list[_Asked], error: StoreUnavailable) -> None:
+    for _, answer in batch:
+        if not answer.done():
+            answer.set_exception(StoreUnavailable(error.message))

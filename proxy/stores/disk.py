@@ -1,0 +1,260 @@
+"""The disk store: one SQLite file in WAL mode, shared by the worker processes of one machine.
+
+Look-ups and writes have a thread each, so that neither the event loop nor a look-up waits for a
+commit. A hit writes nothing: when an entry was last used is kept to within five minutes, and
+written with the next sweep. A process that is killed leaves whole entries only.
+"""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, cast
+
+from proxy.clock import Clock
+from proxy.core.breaker import Breaker
+from proxy.errors import StoreUnavailable
+from proxy.stores.base import Put, StoreStats
+from proxy.stores.circuit import Circuit
+from proxy.stores.sqlite_thread import Job, SqliteThread
+
+_LARGEST_SHARE: Final = 8  # an entry above 1/8 of the bound would push out too many others
+_ROOM_SHARE: Final = 20  # an eviction frees 1/20 of the bound, so that not every write evicts
+_USE_SECONDS: Final = 300.0  # how coarse the last use is kept
+_MOST_MARKS: Final = 10_000
+_PAGE_KEYS: Final = 500
+_READ_SECONDS: Final = 0.5
+_WRITE_SECONDS: Final = 10.0
+_FAILURES: Final = 3
+_RETRY_SECONDS: Final = 2.0
+
+_GET: Final = "SELECT value, expires_at, used_at FROM entries WHERE key = ?"
+_PUT: Final = (
+    "INSERT INTO entries (key, expires_at, used_at, value) VALUES (?, ?, ?, ?) ON CONFLICT (key) "
+    "DO UPDATE SET expires_at = excluded.expires_at, used_at = excluded.used_at, "
+    "value = excluded.value"
+)
+_DELETE: Final = "DELETE FROM entries WHERE key = ? RETURNING expires_at"
+_SCAN: Final = (
+    "SELECT key FROM entries WHERE key {} ? AND expires_at > ? ORDER BY key LIMIT ?"  # > or >=
+)
+_SWEEP: Final = (
+    "DELETE FROM entries WHERE id IN "
+    "(SELECT id FROM entries WHERE expires_at <= ? ORDER BY expires_at LIMIT ?)"
+)
+_LEAST_USED: Final = "SELECT id, length(value) FROM entries ORDER BY used_at LIMIT ?"
+_FILE_BYTES: Final = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"
+_USED: Final = (
+    "SELECT (page_count - freelist_count) * page_size "
+    "FROM pragma_page_count, pragma_freelist_count, pragma_page_size"
+)
+
+
+class DiskStore:
+    """Holds up to `max_bytes` of pages in the file at `path` (its log beside it: ≤ 16 MiB).
+
+    An entry larger than an eighth of the bound is not kept, silently. Where the place is full or
+    read-only, writes raise StoreUnavailable and reads go on.
+    """
+
+    name = "disk"
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        clock: Clock,
+        max_bytes: int,
+        sweep_interval_seconds: float = 30.0,
+    ) -> None:
+        self._path = Path(path)
+        self._clock = clock
+        self._max_bytes = max_bytes
+        self._sweep_interval_seconds = sweep_interval_seconds
+        self._reads_circuit = self._circuit("disk")
+        self._writes_circuit = self._circuit("disk writes")
+        self._used: dict[str, None] = {}
+        self._reader: SqliteThread | None = None
+        self._writer: SqliteThread | None = None
+
+    @property
+    def available(self) -> bool:
+        return self._reader is not None and self._reads_circuit.closed
+
+    async def open(self) -> None:
+        """Start the threads and open the file; a place that can't be used costs the hits only."""
+        if self._writer is None:
+            pause = self._sweep_interval_seconds
+            self._writer = SqliteThread(
+                self._path, self._clock, writes=True, idle=self._sweep, idle_seconds=pause
+            )
+            self._reader = SqliteThread(self._path, self._clock, writes=False, idle_seconds=pause)
+        for ask in (self._write, self._read):
+            try:
+                await ask(lambda _: None)
+            except StoreUnavailable:
+                continue  # counted and, when it lasts, logged by the circuit
+
+    def get_now(self, key: str) -> bytes | None:  # noqa: ARG002 - the file is never at hand
+        return None
+
+    async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        if not keys:
+            return []
+        now = self._clock.wall()
+        values = await self._read(lambda connection: self._get(connection, keys, now))
+        return cast("list[bytes | None]", values)
+
+    async def put_many(self, puts: Sequence[Put]) -> None:
+        if puts:
+            now = self._clock.wall()
+            await self._write(lambda connection: self._put(connection, puts, now))
+
+    async def delete_many(self, keys: Sequence[str]) -> int:
+        if not keys:
+            return 0
+        now = self._clock.wall()
+        return cast("int", await self._write(lambda connection: _delete(connection, keys, now)))
+
+    async def scan(self, prefix: str) -> AsyncIterator[str]:
+        last, relation = prefix, ">="
+        while True:
+            now = self._clock.wall()
+            keys = await self._read(partial(_page, relation=relation, last=last, now=now))
+            for key in keys:
+                if not key.startswith(prefix):
+                    return
+                yield key
+            if len(keys) < _PAGE_KEYS:
+                return
+            last, relation = keys[-1], ">"
+
+    async def stats(self) -> StoreStats:
+        entries, held = await self._read(
+            lambda connection: (_one(connection, "SELECT count(*) FROM entries"), _held(connection))
+        )
+        return StoreStats(entries=entries, bytes=held, max_bytes=self._max_bytes)
+
+    async def sweep(self) -> None:
+        """Remove what has expired, now; it happens by itself every `sweep_interval_seconds`."""
+        await self._write(self._remove_expired)
+
+    async def close(self) -> None:
+        threads = (self._writer, self._reader)
+        self._writer = self._reader = None
+        for thread in threads:
+            if thread is not None:
+                await thread.close()
+
+    async def _read(self, job: Job) -> Any:
+        return await self._ask(self._reader, self._reads_circuit, job, _READ_SECONDS)
+
+    async def _write(self, job: Job) -> Any:
+        return await self._ask(self._writer, self._writes_circuit, job, _WRITE_SECONDS)
+
+    async def _ask(
+        self, thread: SqliteThread | None, circuit: Circuit, job: Job, seconds: float
+    ) -> Any:
+        if thread is None:
+            raise StoreUnavailable("disk: closed")
+        circuit.admit()
+        try:
+            async with asyncio.timeout(seconds):
+                result = await thread.ask(job)
+        except TimeoutError:
+            circuit.failed(f"not done within {seconds:g} s")
+            raise StoreUnavailable(f"disk: not done within {seconds:g} s") from None
+        except StoreUnavailable as error:
+            circuit.failed(error)
+            raise
+        circuit.succeeded()
+        return result
+
+    def _circuit(self, what: str) -> Circuit:
+        breaker = Breaker(failure_threshold=_FAILURES, retry_seconds=_RETRY_SECONDS)
+        return Circuit(what, breaker, self._clock)
+
+    # From here on: in the threads.
+
+    def _get(
+        self, connection: sqlite3.Connection, keys: Sequence[str], now: float
+    ) -> list[bytes | None]:
+        values: list[bytes | None] = []
+        for key in keys:
+            row = connection.execute(_GET, (key,)).fetchone()
+            if row is None or row[1] <= now:
+                values.append(None)
+                continue
+            values.append(row[0])
+            if row[2] < now - _USE_SECONDS and len(self._used) < _MOST_MARKS:
+                self._used[key] = None
+        return values
+
+    def _put(self, connection: sqlite3.Connection, puts: Sequence[Put], now: float) -> None:
+        for put in puts:
+            if put.expires_at <= now or len(put.value) > self._max_bytes // _LARGEST_SHARE:
+                connection.execute(_DELETE, (put.key,)).fetchall()
+            else:
+                connection.execute(_PUT, (put.key, put.expires_at, now, put.value))
+        if _held(connection) > self._max_bytes:
+            self._evict(connection)
+
+    def _evict(self, connection: sqlite3.Connection) -> None:
+        target = self._max_bytes - self._max_bytes // _ROOM_SHARE
+        self._remove_expired(connection)
+        while (excess := _held(connection) - target) > 0:
+            leaving = []
+            for row, size in connection.execute(_LEAST_USED, (_PAGE_KEYS,)):
+                leaving.append((row,))
+                excess -= size
+                if excess <= 0:
+                    break
+            if not leaving:
+                return
+            connection.executemany("DELETE FROM entries WHERE id = ?", leaving)
+
+    def _sweep(self, connection: sqlite3.Connection) -> None:
+        """The idle work of the writing thread, in short transactions."""
+        used = list(self._used)
+        now = self._clock.wall()
+        connection.execute("BEGIN IMMEDIATE")
+        connection.executemany(
+            "UPDATE entries SET used_at = ? WHERE key = ?", [(now, key) for key in used]
+        )
+        self._remove_expired(connection)
+        if _held(connection) > self._max_bytes:  # the bound was lowered
+            self._evict(connection)
+        connection.execute("COMMIT")
+        for key in used:
+            self._used.pop(key, None)
+        if _one(connection, _FILE_BYTES) > self._max_bytes:
+            connection.execute("PRAGMA incremental_vacuum").fetchall()
+
+    def _remove_expired(self, connection: sqlite3.Connection) -> None:
+        now = self._clock.wall()
+        while connection.execute(_SWEEP, (now, _PAGE_KEYS)).rowcount == _PAGE_KEYS:
+            pass
+
+
+def _delete(connection: sqlite3.Connection, keys: Sequence[str], now: float) -> int:
+    removed = 0
+    for key in keys:
+        row = connection.execute(_DELETE, (key,)).fetchall()
+        removed += bool(row) and row[0][0] > now
+    return removed
+
+
+def _page(connection: sqlite3.Connection, *, relation: str, last: str, now: float) -> list[str]:
+    rows = connection.execute(_SCAN.format(relation), (last, now, _PAGE_KEYS))
+    return [key for (key,) in rows]
+
+
+def _held(connection: sqlite3.Connection) -> int:
+    """Bytes of the pages that hold something."""
+    return _one(connection, _USED)
+
+
+def _one(connection: sqlite3.Connection, query: str) -> int:
+    (number,) = connection.execute(query).fetchone()
+    return cast("int", number)

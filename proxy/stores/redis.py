@@ -1,0 +1,247 @@
+"""The Redis store: shared by all replicas, and never waited for longer than it is worth.
+
+Each batch of commands has one deadline. Failures in a row open the circuit: from then on every
+call raises StoreUnavailable at once, and a ping in the background finds out when to come back, so
+that no request pays for the probe.
+
+Needs Redis 6.2 (`SET … PXAT`). Expired and evicted entries are Redis's own business.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any, Final
+
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
+
+from proxy.clock import Clock
+from proxy.core.breaker import Breaker
+from proxy.errors import StoreUnavailable
+from proxy.stores.base import Put, StoreStats
+from proxy.stores.batcher import Batcher
+from proxy.stores.circuit import Circuit
+from proxy.stores.redis_link import Command, RedisLink
+from proxy.tasks import TaskGroup
+
+log = logging.getLogger("magic_proxy.stores")
+
+# One write batch: short enough that its deadline fits, long enough to fill a segment.
+_BATCH_COMMANDS: Final = 256
+_BATCH_BYTES: Final = 1024 * 1024
+_SCAN_COUNT: Final = 500
+
+
+class RedisStore:
+    """Keys and values as they come; the expiry is Redis's `PXAT`, in wall-clock milliseconds.
+
+    A server that answers but takes no writes (out of memory, read-only) fails the writes alone:
+    its circuit stays closed for reads. Raises ValueError for a URL that can't be used.
+    """
+
+    name = "redis"
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        clock: Clock,
+        connect_timeout_seconds: float = 1.0,
+        timeout_seconds: float = 0.05,
+        write_timeout_seconds: float = 1.0,
+        max_connections: int = 16,
+        failure_threshold: int = 3,
+        retry_seconds: float = 1.0,
+        ca_file: str | None = None,
+    ) -> None:
+        self._clock = clock
+        self._timeout_seconds = timeout_seconds
+        self._write_timeout_seconds = write_timeout_seconds
+        self._link = RedisLink(
+            url,
+            max_connections=max_connections,
+            connect_timeout_seconds=connect_timeout_seconds,
+            ca_file=ca_file,
+        )
+        breaker = Breaker(failure_threshold=failure_threshold, retry_seconds=retry_seconds)
+        self._circuit = Circuit("redis", breaker, clock)
+        self._tasks = TaskGroup()
+        self._batcher = Batcher(self._fetch, self._tasks)
+        self._takes_writes = True
+        self._watched = False
+        self._closed = False
+
+    @property
+    def available(self) -> bool:
+        return self._circuit.closed and not self._closed
+
+    async def open(self) -> None:
+        """Look whether the server is there; if it is not, the circuit finds out later."""
+        if not await self._ping():
+            self._watch()  # finds out whether that was all, and opens the circuit if not
+
+    def get_now(self, key: str) -> bytes | None:  # noqa: ARG002 - Redis is never at hand
+        return None
+
+    async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        self._admit()
+        return await self._batcher.get_many(keys)
+
+    async def put_many(self, puts: Sequence[Put]) -> None:
+        for batch in _batches(puts):
+            commands: list[Command] = [
+                ("SET", put.key, put.value, "PXAT", _milliseconds(put.expires_at)) for put in batch
+            ]
+            self._written(await self._ask(commands, self._write_timeout_seconds))
+
+    async def delete_many(self, keys: Sequence[str]) -> int:
+        removed = 0
+        for at in range(0, len(keys), _BATCH_COMMANDS):
+            command = ("UNLINK", *keys[at : at + _BATCH_COMMANDS])
+            replies = await self._ask([command], self._write_timeout_seconds)
+            self._written(replies)
+            if not isinstance(replies[0], int):
+                raise self._rubbish()
+            removed += replies[0]
+        return removed
+
+    async def scan(self, prefix: str) -> AsyncIterator[str]:
+        """As the Protocol says; a key may come twice while Redis resizes its table."""
+        pattern = "".join(f"\\{c}" if c in "*?[]\\" else c for c in prefix) + "*"
+        cursor = b"0"
+        while True:
+            command = ("SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN_COUNT)
+            reply = self._read(await self._ask([command], self._write_timeout_seconds))
+            if not (isinstance(reply, list) and len(reply) == 2):  # noqa: PLR2004 - cursor, keys
+                raise self._rubbish()
+            cursor, keys = reply
+            for key in keys:
+                yield key.decode("utf-8", "surrogateescape")
+            if cursor == b"0":
+                return
+
+    async def stats(self) -> StoreStats:
+        """Of the whole server, which may hold other things too."""
+        commands: list[Command] = [("DBSIZE",), ("INFO", "memory")]
+        replies = await self._ask(commands, self._write_timeout_seconds)
+        entries, info = self._read(replies), self._read(replies[1:])
+        try:
+            lines = [line.split(":", 1) for line in info.decode().splitlines() if ":" in line]
+            memory = dict(lines)
+            used, bound = int(memory["used_memory"]), int(memory["maxmemory"])
+        except (AttributeError, KeyError, ValueError):
+            raise self._rubbish() from None
+        return StoreStats(entries=entries, bytes=used, max_bytes=bound or None)
+
+    async def close(self) -> None:
+        self._closed = True
+        await self._tasks.cancel()
+        await self._link.close()
+
+    async def _fetch(self, keys: Sequence[str]) -> list[bytes | None]:
+        """One MGET; a key that holds something else than a string comes back as None."""
+        replies = await self._ask([("MGET", *keys)], self._timeout_seconds)
+        values = self._read(replies)
+        if not isinstance(values, list) or len(values) != len(keys):
+            raise self._rubbish()
+        return values
+
+    async def _ask(self, commands: Sequence[Command], seconds: float) -> list[Any]:
+        self._admit()
+        return await self._ask_anyway(commands, seconds)
+
+    def _admit(self) -> None:
+        # Not Circuit.admit: the probe of a half-open circuit is the watch's ping alone.
+        if not self.available:
+            raise StoreUnavailable("redis: closed" if self._closed else "redis: circuit open")
+
+    async def _ask_anyway(self, commands: Sequence[Command], seconds: float) -> list[Any]:
+        try:
+            async with asyncio.timeout(seconds):
+                replies = await self._link.ask(commands)
+        except TimeoutError:
+            raise self._failed(f"no reply within {seconds:g} s") from None
+        except (RedisError, OSError) as error:
+            raise self._failed(str(error) or type(error).__name__) from error
+        return replies
+
+    def _failed(self, reason: str) -> StoreUnavailable:
+        if self._circuit.failed(reason):
+            self._watch()
+        return StoreUnavailable(f"redis: {reason}")
+
+    def _read(self, replies: list[Any]) -> Any:
+        """The first reply, if it is none of the errors that count against the server."""
+        reply = replies[0]
+        if isinstance(reply, ResponseError):
+            raise self._failed(str(reply))
+        self._circuit.succeeded()
+        return reply
+
+    def _rubbish(self) -> StoreUnavailable:
+        return self._failed("the reply is not of the form that was asked for")
+
+    def _written(self, replies: list[Any]) -> None:
+        refusal = next((reply for reply in replies if isinstance(reply, ResponseError)), None)
+        if refusal is None:
+            if not self._takes_writes:
+                self._takes_writes = True
+                log.info("redis: takes writes again")
+            self._circuit.succeeded()
+            return
+        if isinstance(refusal, ReadOnlyError):
+            # Demoted: the name may lead to the new primary by now.
+            self._tasks.start(self._link.drop_idle(), name="redis-fail-over")
+        elif not (isinstance(refusal, OutOfMemoryError) or _says_no_writes(refusal)):
+            raise self._failed(str(refusal))
+        if self._takes_writes:
+            self._takes_writes = False
+            log.warning("redis: takes no writes (%s)", refusal)
+        raise StoreUnavailable(f"redis: {refusal}")
+
+    def _watch(self) -> None:
+        if not self._closed and not self._watched:
+            self._watched = True
+            self._tasks.start(self._find_out(), name="redis-watch")
+
+    async def _find_out(self) -> None:
+        """Ping, with growing pauses while the circuit is open, until the server answers."""
+        try:
+            while True:
+                await self._clock.sleep(self._circuit.seconds_to_retry)
+                try:
+                    self._circuit.admit()
+                except StoreUnavailable:
+                    continue
+                if await self._ping():
+                    return
+        finally:
+            self._watched = False
+
+    async def _ping(self) -> bool:
+        try:
+            self._read(await self._ask_anyway([("PING",)], self._write_timeout_seconds))
+        except StoreUnavailable:
+            return False
+        return True
+
+
+def _says_no_writes(refusal: ResponseError) -> bool:
+    return str(refusal).startswith(("OOM", "MISCONF", "NOREPLICAS"))
+
+
+def _milliseconds(expires_at: float) -> int:
+    # Redis takes no time before 1 and none beyond 63 bits.
+    return int(min(max(expires_at, 0.001), 1e12) * 1000)
+
+
+def _batches(puts: Sequence[Put]) -> Iterator[list[Put]]:
+    batch: list[Put] = []
+    size = 0
+    for put in puts:
+        if batch and (len(batch) == _BATCH_COMMANDS or size + len(put.value) > _BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(put)
+        size += len(put.value)
+    if batch:
+        yield batch

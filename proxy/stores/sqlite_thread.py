@@ -1,0 +1,170 @@
+"""A thread that owns one SQLite connection and works off what the event loop asks of it.
+
+Everything that is waiting is taken at once: look-ups wake the loop together, writes share one
+transaction (31 instead of 50 µs each, and one fsync-free commit instead of many).
+"""
+
+import asyncio
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, Final, TypeAlias
+
+from proxy.clock import Clock
+from proxy.errors import StoreUnavailable
+from proxy.stores.sqlite_file import open_file, says_damaged
+
+Job: TypeAlias = Callable[[sqlite3.Connection], Any]
+_Asked: TypeAlias = tuple[Job, "asyncio.Future[Any]"]
+
+_BATCH_JOBS: Final = 64
+_JOIN_SECONDS: Final = 5.0  # a thread that hangs in a dead file system must not hold up the end
+
+
+class SqliteThread:
+    """Runs jobs in order on a connection of its own.
+
+    With `writes`, each batch is one `BEGIN IMMEDIATE` transaction: all of it or nothing. `idle`
+    runs after `idle_seconds` without work, and after a batch when that long has passed.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        clock: Clock,
+        *,
+        writes: bool,
+        idle: Job | None = None,
+        idle_seconds: float | None = None,
+    ) -> None:
+        self._path = path
+        self._clock = clock
+        self._writes = writes
+        self._idle = idle
+        self._idle_seconds = idle_seconds
+        self._idle_at = clock.monotonic() + (idle_seconds or 0.0)
+        self._queue: SimpleQueue[_Asked | None] = SimpleQueue()
+        self._connection: sqlite3.Connection | None = None
+        self._inode = 0
+        self._damaged = False
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(
+            target=self._run, name=f"disk-{'writes' if writes else 'reads'}", daemon=True
+        )
+        self._thread.start()
+
+    def ask(self, job: Job) -> "asyncio.Future[Any]":
+        """The result of `job`, or StoreUnavailable where SQLite could not do it."""
+        answer: asyncio.Future[Any] = self._loop.create_future()
+        self._queue.put((job, answer))
+        return answer
+
+    async def close(self) -> None:
+        """Work off what was asked before, then end the thread."""
+        self._queue.put(None)
+        await asyncio.to_thread(self._thread.join, _JOIN_SECONDS)
+
+    def _run(self) -> None:
+        last = False
+        while not last:
+            batch, last = self._next_batch()
+            if batch:
+                outcomes = self._work_off(batch)
+                with contextlib.suppress(RuntimeError):  # the loop ended first; nobody waits
+                    self._loop.call_soon_threadsafe(_tell, outcomes)
+            if not last:
+                self._rest()
+        if self._connection is not None:
+            self._connection.close()
+
+    def _next_batch(self) -> tuple[list[_Asked], bool]:
+        """Wait for work; True where this is the last of it."""
+        batch: list[_Asked] = []
+        try:
+            asked = self._queue.get(timeout=self._idle_seconds)
+            while asked is not None:
+                batch.append(asked)
+                if len(batch) == _BATCH_JOBS:
+                    return batch, False
+                asked = self._queue.get_nowait()
+        except Empty:
+            return batch, False
+        return batch, True
+
+    def _work_off(self, batch: Sequence[_Asked]) -> list[tuple["asyncio.Future[Any]", Any]]:
+        try:
+            connection = self._connected()
+            if self._writes:
+                connection.execute("BEGIN IMMEDIATE")
+            results = [job(connection) for job, _ in batch]
+            if self._writes:
+                connection.execute("COMMIT")
+        except (sqlite3.Error, OSError) as error:
+            self._give_up(error)
+            failure = StoreUnavailable(f"disk: {error}")
+            return [(answer, failure) for _, answer in batch]
+        except Exception as error:  # noqa: BLE001 - the thread's boundary: callers must hear of it
+            self._give_up(error)
+            return [(answer, error) for _, answer in batch]
+        return [(answer, result) for (_, answer), result in zip(batch, results, strict=True)]
+
+    def _connected(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self._connection = open_file(self._path, now=self._clock.wall(), thorough=self._damaged)
+            self._inode = self._path.stat().st_ino
+            self._damaged = False
+        return self._connection
+
+    def _give_up(self, error: Exception) -> None:
+        """Undo the transaction; let go of a file that is damaged."""
+        connection = self._connection
+        if connection is None:
+            return
+        try:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        except sqlite3.Error:
+            self._let_go()
+            return
+        if isinstance(error, sqlite3.Error) and says_damaged(error):
+            self._damaged = True
+            self._let_go()
+
+    def _let_go(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _rest(self) -> None:
+        """Do the idle work when it is due; its failure shows up in the work that was asked."""
+        if self._idle_seconds is None or self._clock.monotonic() < self._idle_at:
+            return
+        self._idle_at = self._clock.monotonic() + self._idle_seconds
+        if self._connection is not None and self._was_replaced():
+            self._let_go()
+        if self._idle is None:
+            return
+        try:
+            self._idle(self._connected())
+        except (sqlite3.Error, OSError) as error:
+            self._give_up(error)
+
+    def _was_replaced(self) -> bool:
+        """Whether another process moved the file aside, or somebody removed it."""
+        try:
+            return self._path.stat().st_ino != self._inode
+        except OSError:
+            return True
+
+
+def _tell(outcomes: Sequence[tuple["asyncio.Future[Any]", Any]]) -> None:
+    for answer, outcome in outcomes:
+        if answer.done():
+            continue  # the caller went away
+        if isinstance(outcome, Exception):
+            answer.set_exception(outcome)
+        else:
+            answer.set_result(outcome)
