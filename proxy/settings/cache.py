@@ -9,7 +9,16 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from proxy.core.paths import FieldPath
 from proxy.core.rules import DEFAULT_FINISH_REASONS, UnlistedFields
 from proxy.core.wire import Endpoint
-from proxy.settings.types import Bytes, HeaderName, Positive, Seconds, Section, Text
+from proxy.settings.types import (
+    PREFIX_PATTERN,
+    Bytes,
+    HeaderName,
+    Name,
+    Positive,
+    Seconds,
+    Section,
+    Text,
+)
 
 
 def _field_path(text: str) -> str:
@@ -34,18 +43,23 @@ class NormalizeSettings(Section):
 
     path: PathText = Field(description="The texts to change, such as `messages[*].content`.")
     pattern: Pattern = Field(description="Regular expression (Python syntax) of what to replace.")
-    replacement: str = Field("", description=r"What stands instead; `\1` is the first group.")
+    replacement: str = Field(
+        default="", description=r"What stands instead; `\1` is the first group."
+    )
 
 
 class WhenSettings(Section):
     """Conditions on the request; all that are set must hold."""
 
     max_temperature: Seconds | None = Field(
-        None, description="Highest `temperature`; a request without one counts as 1.0."
+        default=None, description="Highest `temperature`; a request without one counts as 1.0."
     )
-    max_messages: Positive | None = Field(None, description="Most messages in the conversation.")
+    max_messages: Positive | None = Field(
+        default=None, description="Most messages in the conversation."
+    )
     has_user_message: bool | None = Field(
-        None, description="Whether a message with role `user` must be (true) or not be (false)."
+        default=None,
+        description="Whether a message with role `user` must be (true) or not be (false).",
     )
     headers: Mapping[HeaderName, str] = Field(
         default={}, description="Request headers, each with a glob that its value must match."
@@ -55,9 +69,8 @@ class WhenSettings(Section):
 class RuleSettings(Section):
     """Which requests are cached, under which key, for how long; the first that matches wins."""
 
-    name: str = Field(
-        "",
-        pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,63})?$",
+    name: Name = Field(
+        default="rule",
         description="Name in headers, metrics and purges. Default: `rule-<n>`, its place.",
     )
     model_names: tuple[Text, ...] = Field(
@@ -69,31 +82,34 @@ class RuleSettings(Section):
         "`messages[*].content`, or `*` for all.",
     )
     exclude_from_key: tuple[PathText, ...] = Field(
-        (), description="Fields or paths taken out again."
+        default=(), description="Fields or paths taken out again."
     )
     endpoints: tuple[Endpoint, ...] = Field(
-        tuple(Endpoint), min_length=1, description="Endpoints that the rule is for."
+        default=tuple(Endpoint), min_length=1, description="Endpoints that the rule is for."
     )
     when: WhenSettings = Field(
-        WhenSettings(), description="Conditions on the request; all that are set must hold."
+        default=WhenSettings(), description="Conditions on the request; all that are set must hold."
     )
     unlisted_fields: UnlistedFields = Field(
-        UnlistedFields.GUARD,
+        default=UnlistedFields.GUARD,
         description="What a field that is not in the key does: `ignore` passes over it; `guard` "
         "bypasses the cache if it changes the form of the answer (tools, response_format, n, …); "
         "`bypass` bypasses on any that affects the answer.",
     )
     normalize: tuple[NormalizeSettings, ...] = Field(
-        (), description="Replacements in what is hashed, such as for time stamps in prompts."
+        default=(),
+        description="Replacements in what is hashed, such as for time stamps in prompts.",
     )
     ttl_seconds: Seconds = Field(description="How long an answer stays fresh; 0 stores nothing.")
     store_finish_reasons: tuple[Text, ...] = Field(
-        tuple(sorted(DEFAULT_FINISH_REASONS)),
+        default=tuple(sorted(DEFAULT_FINISH_REASONS)),
         description="Chat answers are stored only with one of these in each choice.",
     )
-    max_entry_bytes: Bytes = Field(8 * 1024 * 1024, description="Largest answer that is stored.")
+    max_entry_bytes: Bytes = Field(
+        default=8 * 1024 * 1024, description="Largest answer that is stored."
+    )
     fallback_ttl_seconds: Seconds = Field(
-        300.0,
+        default=300.0,
         description="How long an answer of a fallback model stays fresh, never above "
         "`ttl_seconds`.",
     )
@@ -143,15 +159,15 @@ class CacheSettings(Section):
 
     enabled: bool = Field(default=True, description="Cache at all.")
     key_prefix: str = Field(
-        "magic_proxy:cache:",
-        pattern=r"^[!-~]{1,200}$",
+        default="magic_proxy:cache:",
+        pattern=PREFIX_PATTERN,
         description="Start of every store key; two proxies share entries if it is the same.",
     )
     expose_key: bool = Field(
         default=False, description="Show the key in `Cache-Status` to every client."
     )
     rules: Annotated[tuple[RuleSettings, ...], BeforeValidator(_name_rules)] = Field(
-        DEFAULT_RULES,
+        default=DEFAULT_RULES,
         description="Tried in order; the first that matches a request wins. Given rules replace "
         "the default ones.",
     )

@@ -4,9 +4,9 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from proxy.settings.types import Name, Section
+from proxy.settings.types import HASH_PATTERN, Name, Section
 
-KeyHash: TypeAlias = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+KeyHash: TypeAlias = Annotated[str, Field(pattern=HASH_PATTERN)]
 
 OPEN: Literal["open"] = "open"
 
@@ -19,7 +19,7 @@ class ClientSettings(Section):
         min_length=1, description="`sha256:` and 64 hex digits, one for each key."
     )
     tenant: Name = Field(
-        "", description="Clients of one tenant share entries; default: the client's name."
+        default="", description="Clients of one tenant share entries; default: the client's name."
     )
 
     @model_validator(mode="before")
@@ -34,7 +34,8 @@ class AdminSettings(Section):
     """Who may purge, explain, and see keys."""
 
     key_hashes: tuple[KeyHash, ...] = Field(
-        (), description="`sha256:` and 64 hex digits, one for each admin key; none: no admin."
+        default=(),
+        description="`sha256:` and 64 hex digits, one for each admin key; none: no admin.",
     )
 
 

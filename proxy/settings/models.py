@@ -78,10 +78,11 @@ class Settings(Section):
     """Everything that can be set. Without any of it the proxy runs, in front of OpenAI."""
 
     server: ServerSettings = Field(
-        ServerSettings(), description="Where the proxy listens, and how it starts and stops."
+        default=ServerSettings(),
+        description="Where the proxy listens, and how it starts and stops.",
     )
     cache_settings: CacheSettings = Field(
-        CacheSettings(), description="What is cached, under which key, for how long."
+        default=CacheSettings(), description="What is cached, under which key, for how long."
     )
     store: StoreSettings = Field(
         default_factory=StoreSettings,
@@ -94,14 +95,14 @@ class Settings(Section):
         "`https://api.openai.com/v1`, with `request_usage: true`.",
     )
     default_upstream: Text | None = Field(
-        None,
+        default=None,
         description="The upstream for all that names no other; default: the first one.",
     )
     models: Mapping[Text, ModelSettings] = Field(
         default={}, description="Internal model names, and who answers for them."
     )
     unlisted_models: UnlistedModels = Field(
-        UnlistedModels.FORWARD,
+        default=UnlistedModels.FORWARD,
         description="A model name that `models` does not list: `forward` sends it to the default "
         "upstream under its own name, `refuse` answers 404.",
     )
@@ -109,12 +110,12 @@ class Settings(Section):
         default={}, description="Further names of internal models: `alias: internal name`."
     )
     clients: Clients | None = Field(
-        None,
+        default=None,
         description="Who may use the proxy. Null: everybody with a credential that the upstream "
         "accepts, each with entries of its own. `open`: everybody. A list: those clients.",
     )
     admin: AdminSettings = Field(
-        AdminSettings(), description="Who may purge, explain, and see keys."
+        default=AdminSettings(), description="Who may purge, explain, and see keys."
     )
 
     @model_validator(mode="after")

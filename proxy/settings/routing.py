@@ -36,10 +36,10 @@ class ModelSettings(Section):
     """One internal model name: who answers for it, and as what."""
 
     upstream: Text | None = Field(
-        None, description="Name of the upstream; default: `default_upstream`."
+        default=None, description="Name of the upstream; default: `default_upstream`."
     )
     model: Text | None = Field(
-        None, description="The upstream's name for it; default: the internal name."
+        default=None, description="The upstream's name for it; default: the internal name."
     )
     params: Params = Field(
         default={}, description="Members of the body that are always set to these values."
@@ -48,5 +48,5 @@ class ModelSettings(Section):
         default={}, description="Members of the body that are set where a request has none."
     )
     fallbacks: tuple[Text, ...] = Field(
-        (), description="Internal model names to try in turn when this one fails."
+        default=(), description="Internal model names to try in turn when this one fails."
     )

@@ -20,22 +20,22 @@ class LogLevel(StrEnum):
 class ServerSettings(Section):
     """Where the proxy listens, and how it starts and stops."""
 
-    host: Text = Field("127.0.0.1", description="Address to listen on.")
+    host: Text = Field(default="127.0.0.1", description="Address to listen on.")
     port: Annotated[Count, Field(le=65535)] = Field(
-        8080, description="Port to listen on; 0 takes a free one."
+        default=8080, description="Port to listen on; 0 takes a free one."
     )
     max_body_bytes: Bytes = Field(
-        20 * 1024 * 1024,
+        default=20 * 1024 * 1024,
         description="Largest body of a request that must be read whole (chat, embeddings); a "
         "larger one is answered with 413. Other uploads are streamed and have no limit.",
     )
     shutdown_grace_seconds: Seconds = Field(
-        30.0, description="How long a stop waits for the answers under way."
+        default=30.0, description="How long a stop waits for the answers under way."
     )
     access_log: bool = Field(default=True, description="Log one line for each request.")
     log_level: Annotated[
         LogLevel, BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
-    ] = Field(LogLevel.INFO, description="How much is logged.")
+    ] = Field(default=LogLevel.INFO, description="How much is logged.")
     insecure_open: bool = Field(
         default=False,
         description="Allow `clients: open` on an address that other machines reach: whoever "

@@ -68,7 +68,7 @@ _TIERS_SCHEMA = {
 class MemorySettings(Section):
     """The memory tier, one per worker."""
 
-    max_bytes: Bytes = Field(256 * 1024 * 1024, description="Most bytes that it holds.")
+    max_bytes: Bytes = Field(default=256 * 1024 * 1024, description="Most bytes that it holds.")
 
 
 class DiskSettings(Section):
@@ -79,9 +79,9 @@ class DiskSettings(Section):
         description="The file. Default: `magic-proxy/cache.sqlite3` in `$XDG_CACHE_HOME`, or in "
         "`~/.cache`.",
     )
-    max_bytes: Bytes = Field(1024 * 1024 * 1024, description="Most bytes that it holds.")
+    max_bytes: Bytes = Field(default=1024 * 1024 * 1024, description="Most bytes that it holds.")
     sweep_interval_seconds: Wait = Field(
-        30.0, description="How often expired entries are swept away."
+        default=30.0, description="How often expired entries are swept away."
     )
 
 
@@ -89,20 +89,23 @@ class RedisSettings(Section):
     """The Redis tier, shared by all replicas."""
 
     url: Annotated[SecretStr, AfterValidator(_redis_url)] | None = Field(
-        None, description="`redis://`, `rediss://` (TLS) or `unix://`; empty means none."
+        default=None, description="`redis://`, `rediss://` (TLS) or `unix://`; empty means none."
     )
-    connect_timeout_seconds: Wait = Field(1.0, description="Longest wait for a connection.")
+    connect_timeout_seconds: Wait = Field(default=1.0, description="Longest wait for a connection.")
     timeout_seconds: Wait = Field(
-        0.05, description="Longest wait for a look-up, whole batches included; then it's a miss."
+        default=0.05,
+        description="Longest wait for a look-up, whole batches included; then it's a miss.",
     )
-    write_timeout_seconds: Wait = Field(1.0, description="Longest wait for a write.")
-    max_connections: Positive = Field(16, description="Most connections of one worker.")
+    write_timeout_seconds: Wait = Field(default=1.0, description="Longest wait for a write.")
+    max_connections: Positive = Field(default=16, description="Most connections of one worker.")
     failure_threshold: Positive = Field(
-        3, description="Failures in a row after which Redis is left alone for a while."
+        default=3, description="Failures in a row after which Redis is left alone for a while."
     )
-    retry_seconds: Wait = Field(1.0, description="How long it is left alone before a new try.")
+    retry_seconds: Wait = Field(
+        default=1.0, description="How long it is left alone before a new try."
+    )
     ca_file: ConfigPath | None = Field(
-        None, description="CA certificates (PEM) for `rediss://`; default: the system's."
+        default=None, description="CA certificates (PEM) for `rediss://`; default: the system's."
     )
 
 
@@ -116,21 +119,21 @@ class StoreSettings(Section):
         AfterValidator(_distinct),
         WithJsonSchema(_TIERS_SCHEMA),
     ] = Field(
-        (Tier.AUTO,),
+        default=(Tier.AUTO,),
         description="`auto`, `memory`, `disk`, `redis`, or a list of tiers in the order to ask. "
         "`auto` is memory and Redis if `redis.url` is set, else memory and disk.",
     )
-    memory: MemorySettings = Field(MemorySettings(), description="The memory tier.")
+    memory: MemorySettings = Field(default=MemorySettings(), description="The memory tier.")
     disk: DiskSettings = Field(default_factory=DiskSettings, description="The disk tier.")
-    redis: RedisSettings = Field(RedisSettings(), description="The Redis tier.")
+    redis: RedisSettings = Field(default=RedisSettings(), description="The Redis tier.")
     write_queue_bytes: Bytes = Field(
-        64 * 1024 * 1024, description="Most bytes waiting to be written; more are dropped."
+        default=64 * 1024 * 1024, description="Most bytes waiting to be written; more are dropped."
     )
     write_queue_entries: Positive = Field(
-        10_000, description="Most entries waiting to be written; more are dropped."
+        default=10_000, description="Most entries waiting to be written; more are dropped."
     )
     compress_above_bytes: Bytes = Field(
-        4096, description="Entries larger than this are compressed."
+        default=4096, description="Entries larger than this are compressed."
     )
 
     @model_validator(mode="before")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, TypeAlias, get_args
+from typing import Annotated, Any, Final, TypeAlias, get_args
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -146,6 +146,18 @@ _SIZE_SCHEMA = {
     ]
 }
 
+# Each pattern of a setting, in words that end "must be …".
+PATTERNS: Final[Mapping[str, str]] = {
+    (NAME_PATTERN := r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"): (
+        "a name: at most 64 letters, digits, `.`, `_` or `-`, with a letter or digit first"
+    ),
+    (HEADER_PATTERN := r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"): "a header name",
+    (HASH_PATTERN := r"^sha256:[0-9a-f]{64}$"): (
+        "`sha256:` and 64 hex digits (`magic-proxy hash-key` prints it)"
+    ),
+    (PREFIX_PATTERN := r"^[!-~]{1,200}$"): "1 to 200 printable ASCII characters without spaces",
+}
+
 # Spelled as in the reference (`docs/configuration.md`), which names the types after these.
 Bytes: TypeAlias = Annotated[int, BeforeValidator(_size), Field(ge=1), WithJsonSchema(_SIZE_SCHEMA)]
 Count: TypeAlias = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
@@ -154,9 +166,9 @@ Seconds: TypeAlias = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, all
 Wait: TypeAlias = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, allow_inf_nan=False)]
 ConfigPath: TypeAlias = Annotated[Path, AfterValidator(_path)]
 HttpUrl: TypeAlias = Annotated[str, AfterValidator(_http_url)]
-Name: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Name: TypeAlias = Annotated[str, Field(pattern=NAME_PATTERN)]
 Text: TypeAlias = Annotated[str, Field(min_length=1)]
-HeaderName: TypeAlias = Annotated[str, Field(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]
+HeaderName: TypeAlias = Annotated[str, Field(pattern=HEADER_PATTERN)]
 HeaderValue: TypeAlias = Annotated[str, AfterValidator(_header_value)]
 
 _INT = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")

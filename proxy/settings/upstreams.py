@@ -19,7 +19,6 @@ from proxy.settings.types import (
     HeaderName,
     HeaderValue,
     HttpUrl,
-    Name,
     Positive,
     Seconds,
     Section,
@@ -48,12 +47,14 @@ class WeightedKey:
 class ApiKeySettings(Section):
     """One key, or a file of keys. Short form: the key itself, usually as `${VARIABLE}`."""
 
-    value: SecretStr | None = Field(None, description="The key, usually as `${VARIABLE}`.")
-    env: Text | None = Field(None, description="Name of the variable that holds the key.")
+    value: SecretStr | None = Field(default=None, description="The key, usually as `${VARIABLE}`.")
+    env: Text | None = Field(default=None, description="Name of the variable that holds the key.")
     file: ConfigPath | None = Field(
-        None, description="File with one key on each line; `#` starts a comment."
+        default=None, description="File with one key on each line; `#` starts a comment."
     )
-    weight: Positive = Field(1, description="Share of the load, relative to the other keys.")
+    weight: Positive = Field(
+        default=1, description="Share of the load, relative to the other keys."
+    )
     _secrets: tuple[SecretStr, ...] = PrivateAttr(())
 
     @model_validator(mode="before")
@@ -97,21 +98,23 @@ class ApiKeySettings(Section):
 class AuthSettings(Section):
     """The header that carries the key."""
 
-    header: HeaderName = Field("Authorization", description="Its name; Azure wants `api-key`.")
+    header: HeaderName = Field(
+        default="Authorization", description="Its name; Azure wants `api-key`."
+    )
     scheme: HeaderValue = Field(
-        "Bearer", description="Word before the key; empty sends the bare key."
+        default="Bearer", description="Word before the key; empty sends the bare key."
     )
 
 
 class TimeoutSettings(Section):
     """Time-outs towards the upstream; null is no limit."""
 
-    connect_seconds: Wait | None = Field(5.0, description="For a connection, with TLS.")
+    connect_seconds: Wait | None = Field(default=5.0, description="For a connection, with TLS.")
     first_byte_seconds: Wait | None = Field(
-        600.0, description="From the end of the request to the first byte of the answer."
+        default=600.0, description="From the end of the request to the first byte of the answer."
     )
-    between_bytes_seconds: Wait | None = Field(300.0, description="Between two reads.")
-    total_seconds: Wait | None = Field(1800.0, description="For the whole exchange.")
+    between_bytes_seconds: Wait | None = Field(default=300.0, description="Between two reads.")
+    total_seconds: Wait | None = Field(default=1800.0, description="For the whole exchange.")
 
 
 def _secret_header(value: SecretStr) -> SecretStr:
@@ -131,10 +134,12 @@ class UpstreamSettings(Section):
 
     base_url: HttpUrl = Field(description="Root of the API, such as `https://api.openai.com/v1`.")
     api_keys: tuple[ApiKeySettings, ...] = Field(
-        (),
+        default=(),
         description="Keys to use in turn. None: the client's own `Authorization` goes upstream.",
     )
-    auth: AuthSettings = Field(AuthSettings(), description="The header that carries the key.")
+    auth: AuthSettings = Field(
+        default=AuthSettings(), description="The header that carries the key."
+    )
     query: Mapping[str, str] = Field(
         default={},
         repr=False,
@@ -144,7 +149,7 @@ class UpstreamSettings(Section):
         default={}, description="Headers added to every request; the values are kept secret."
     )
     account_headers: tuple[HeaderName, ...] = Field(
-        (),
+        default=(),
         description="Client headers that choose an account here, beside `OpenAI-Organization` "
         "and `OpenAI-Project`: requests that differ in them share no entry.",
     )
@@ -154,29 +159,33 @@ class UpstreamSettings(Section):
         "not ask.",
     )
     transport: TransportKind = Field(
-        TransportKind.AIOHTTP, description="The HTTP client towards this upstream."
+        default=TransportKind.AIOHTTP, description="The HTTP client towards this upstream."
     )
-    timeouts: TimeoutSettings = Field(TimeoutSettings(), description="Time-outs; null is no limit.")
+    timeouts: TimeoutSettings = Field(
+        default=TimeoutSettings(), description="Time-outs; null is no limit."
+    )
     max_connections: Annotated[int, Field(ge=0)] = Field(
-        1000, description="Most connections of one worker; 0 is no limit."
+        default=1000, description="Most connections of one worker; 0 is no limit."
     )
     http_proxy: Annotated[SecretStr, AfterValidator(_proxy_url)] | None = Field(
-        None, description="Forward proxy on the way to this upstream."
+        default=None, description="Forward proxy on the way to this upstream."
     )
     ca_file: ConfigPath | None = Field(
-        None, description="CA certificates (PEM); default: the system's."
+        default=None, description="CA certificates (PEM); default: the system's."
     )
     verify_tls: bool = Field(default=True, description="Check the upstream's certificate.")
     key_cooldown_seconds: Seconds = Field(
-        20.0, description="Rest of a key after a 429 that names no time."
+        default=20.0, description="Rest of a key after a 429 that names no time."
     )
     quota_cooldown_seconds: Seconds = Field(
-        3600.0, description="Rest of a key whose quota is used up."
+        default=3600.0, description="Rest of a key whose quota is used up."
     )
     key_retire_seconds: Seconds = Field(
-        600.0, description="Time after which a refused key (401) is tried again."
+        default=600.0, description="Time after which a refused key (401) is tried again."
     )
-    max_attempts: Positive = Field(3, description="Most tries of one request, keys taken together.")
+    max_attempts: Positive = Field(
+        default=3, description="Most tries of one request, keys taken together."
+    )
 
     @property
     def keys(self) -> tuple[WeightedKey, ...]:
