@@ -3,8 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 from proxy.core.wire import Endpoint, Headers, JsonValue
+
+# The scope of requests that nothing separates.
+SHARED_SCOPE: Final = "shared"
 
 
 class Flaw(StrEnum):
@@ -27,6 +31,6 @@ class CacheableRequest:
     endpoint: Endpoint
     model: str
     fields: Mapping[str, JsonValue]
-    scope: str = "-"
+    scope: str = SHARED_SCOPE
     headers: Headers = ()
     flaw: Flaw | None = None

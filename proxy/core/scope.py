@@ -1,0 +1,47 @@
+"""Scopes: who shares entries with whom."""
+
+from collections.abc import Iterable
+from hashlib import sha256
+
+from proxy.core.canonical import canonical_json
+from proxy.core.request import SHARED_SCOPE
+from proxy.core.wire import JsonValue
+
+_DIGITS = 32
+
+
+def make_scope(
+    *,
+    tenant: str | None = None,
+    credential: str | None = None,
+    account_headers: Iterable[tuple[str, str]] = (),
+    query: str = "",
+) -> str:
+    """A token of `[a-z0-9]` that two requests share only if all the parts are equal.
+
+    `credential` is a fingerprint; `account_headers` are the headers that choose an account, in
+    any order; `query` is the raw query string. Parts that are None or empty are absent, and
+    with no part at all the scope is `shared`.
+    """
+    account = sorted((name.lower(), value) for name, value in account_headers)
+    parts = _parts(tenant, credential, account, query)
+    if not parts:
+        return SHARED_SCOPE
+    return sha256(canonical_json(parts)).hexdigest()[:_DIGITS]
+
+
+def _parts(
+    tenant: str | None, credential: str | None, account: list[tuple[str, str]], query: str
+) -> dict[str, JsonValue]:
+    parts: dict[str, JsonValue] = {
+        "tenant": tenant,
+        "credential": credential,
+        "account": [[name, value] for name, value in account],
+        "query": query,
+    }
+    return {name: part for name, part in parts.items() if part}
+
+
+def credential_fingerprint(secret: bytes) -> str:
+    """A name for a secret that does not tell it: 32 hex digits of its SHA-256."""
+    return sha256(secret).hexdigest()[:_DIGITS]
