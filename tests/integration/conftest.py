@@ -7,6 +7,7 @@ import openai
 import pytest
 
 from proxy.standin import RunningStandIn, start_standin
+from tests.integration.redis_server import RedisServer, redis_server
 from tests.integration.servers import ProxyFactory, RunningProxy
 
 NewClient = Callable[..., openai.OpenAI]
@@ -25,6 +26,13 @@ def proxy(standin: RunningStandIn, tmp_path: Path) -> Iterator[ProxyFactory]:
     factory = ProxyFactory(standin.base_url, tmp_path)
     yield factory
     factory.stop()
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    """A real Redis, empty, without persistence."""
+    with redis_server() as running:
+        yield running
 
 
 @pytest.fixture

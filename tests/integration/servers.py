@@ -1,6 +1,7 @@
 """Proxies for the tests: each in a thread of its own, on a free port, with settings of its own."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,21 @@ from proxy.settings.load import load_settings
 from proxy.standin import RunningServer, serve_in_thread
 
 
+def eventually(holds: Callable[[], bool], timeout: float = 10.0) -> None:
+    """Return as soon as `holds` does; for what another process does and nobody tells."""
+    deadline = time.monotonic() + timeout
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {timeout} s"
+        time.sleep(0.01)
+
+
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with the members of `over` in their places; mappings are merged, the rest replaced."""
     result = deepcopy(dict(base))
     for name, value in over.items():
         old = result.get(name)
         both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        result[name] = merged(old, value) if both else deepcopy(value)
+        result[name] = merged(result[name], value) if both else deepcopy(value)
     return result
 
 

@@ -12,7 +12,7 @@ from tests.integration.servers import ProxyFactory
 
 def test_B12_first_call_is_a_miss_and_the_second_a_hit(
     proxy: ProxyFactory, client: NewClient, standin: RunningStandIn
-):
+) -> None:
     sdk = client(proxy())
 
     first, second = ask(sdk), ask(sdk)
@@ -28,7 +28,9 @@ def test_B12_first_call_is_a_miss_and_the_second_a_hit(
     assert standin.app.count("/chat/completions") == 1
 
 
-def test_B10_a_hit_returns_the_same_bytes_and_content_type(proxy: ProxyFactory, client: NewClient):
+def test_B10_a_hit_returns_the_same_bytes_and_content_type(
+    proxy: ProxyFactory, client: NewClient
+) -> None:
     sdk = client(proxy())
 
     first = sdk.chat.completions.with_raw_response.create(**CHAT)
@@ -42,7 +44,7 @@ def test_B10_a_hit_returns_the_same_bytes_and_content_type(proxy: ProxyFactory, 
 
 def test_B11_a_hit_has_no_cookie_and_no_rate_limit_of_another_call(
     proxy: ProxyFactory, client: NewClient
-):
+) -> None:
     sdk = client(proxy())
 
     first, second = ask(sdk), ask(sdk)
@@ -57,7 +59,7 @@ def test_B11_a_hit_has_no_cookie_and_no_rate_limit_of_another_call(
 
 def test_B16_B17_usage_and_id_are_replayed_and_each_answer_has_its_own_request_id(
     proxy: ProxyFactory, client: NewClient
-):
+) -> None:
     sdk = client(proxy())
 
     first, second = ask(sdk), ask(sdk)
@@ -70,7 +72,7 @@ def test_B16_B17_usage_and_id_are_replayed_and_each_answer_has_its_own_request_i
 
 def test_B4_another_question_is_a_miss(
     proxy: ProxyFactory, client: NewClient, standin: RunningStandIn
-):
+) -> None:
     sdk = client(proxy())
 
     ask(sdk)
@@ -81,7 +83,9 @@ def test_B4_another_question_is_a_miss(
     assert standin.app.count() == 3
 
 
-def test_B13_client_cache_control(proxy: ProxyFactory, client: NewClient, standin: RunningStandIn):
+def test_B13_client_cache_control(
+    proxy: ProxyFactory, client: NewClient, standin: RunningStandIn
+) -> None:
     sdk = client(proxy())
     first = ask(sdk)
 
@@ -115,7 +119,7 @@ def test_B13_client_cache_control(proxy: ProxyFactory, client: NewClient, standi
 )
 def test_B14_what_is_no_complete_success_is_not_stored(
     script: Script, proxy: ProxyFactory, client: NewClient, standin: RunningStandIn
-):
+) -> None:
     sdk = client(proxy())
     standin.app.script(script)
     request = {**CHAT, "tools": [WEATHER_TOOL]} if script.arguments else CHAT
@@ -131,7 +135,7 @@ def test_B14_what_is_no_complete_success_is_not_stored(
 
 def test_B65_upstream_errors_reach_the_sdk_as_they_are_and_are_not_stored(
     proxy: ProxyFactory, client: NewClient, standin: RunningStandIn
-):
+) -> None:
     sdk = client(proxy())
 
     standin.app.script(rate_limited("17", ("x-ratelimit-reset-requests", "17s")), times=1)
@@ -161,7 +165,7 @@ class River(BaseModel):
 
 def test_B12_structured_output_is_parsed_from_a_hit(
     proxy: ProxyFactory, client: NewClient, standin: RunningStandIn
-):
+) -> None:
     sdk = client(proxy())
 
     answers = [
@@ -177,7 +181,9 @@ def test_B12_structured_output_is_parsed_from_a_hit(
 
 
 @pytest.mark.anyio
-async def test_B12_the_async_client_sees_the_same(proxy: ProxyFactory, standin: RunningStandIn):
+async def test_B12_the_async_client_sees_the_same(
+    proxy: ProxyFactory, standin: RunningStandIn
+) -> None:
     running = proxy()
     async with openai.AsyncOpenAI(
         base_url=running.base_url, api_key="sk-test", max_retries=0
@@ -192,7 +198,7 @@ async def test_B12_the_async_client_sees_the_same(proxy: ProxyFactory, standin: 
 
 def test_B70_another_credential_does_not_read_the_entry(
     proxy: ProxyFactory, client: NewClient, standin: RunningStandIn
-):
+) -> None:
     running = proxy()
     mine, theirs = client(running, "sk-mine"), client(running, "sk-theirs")
 

@@ -22,7 +22,7 @@ from tests.integration.servers import ProxyFactory
 )
 def test_B12_first_embeddings_call_is_a_miss_and_the_second_a_hit(
     members: dict[str, Any], proxy: ProxyFactory, client: NewClient, standin: RunningStandIn
-):
+) -> None:
     sdk = client(proxy())
 
     first, second = embed(sdk, **members), embed(sdk, **members)
@@ -35,7 +35,9 @@ def test_B12_first_embeddings_call_is_a_miss_and_the_second_a_hit(
     assert standin.app.count("/embeddings") == 1
 
 
-def test_B4_other_input_model_or_dimensions_are_misses(proxy: ProxyFactory, client: NewClient):
+def test_B4_other_input_model_or_dimensions_are_misses(
+    proxy: ProxyFactory, client: NewClient
+) -> None:
     sdk = client(proxy())
     embed(sdk)
 

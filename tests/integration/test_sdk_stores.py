@@ -10,7 +10,7 @@ from tests.integration.servers import ProxyFactory
 
 def test_B12_the_disk_store_hits_across_a_restart(
     proxy: ProxyFactory, client: NewClient, standin: RunningStandIn
-):
+) -> None:
     running = proxy()
     sdk = client(running)
     chat, stream = ask(sdk), ask_streamed(sdk, n=2)
@@ -29,7 +29,7 @@ def test_B12_the_disk_store_hits_across_a_restart(
 
 def test_B3_proxies_with_different_prefixes_share_a_file_but_no_entry(
     proxy: ProxyFactory, client: NewClient, standin: RunningStandIn
-):
+) -> None:
     first = proxy()
     shared: dict[str, Any] = {"store": first.settings["store"]}
     other = proxy({**shared, "cache_settings": {"key_prefix": "other:"}})

@@ -23,7 +23,7 @@ USAGE: dict[str, Any] = {"stream_options": {"include_usage": True}}
 
 def test_B22_first_stream_is_a_miss_and_the_second_a_hit_with_the_same_events(
     proxy: ProxyFactory, client: NewClient, standin: RunningStandIn
-):
+) -> None:
     sdk = client(proxy())
 
     first, second = ask_streamed(sdk), ask_streamed(sdk)
@@ -48,7 +48,7 @@ def test_B22_first_stream_is_a_miss_and_the_second_a_hit_with_the_same_events(
 )
 def test_B22_a_replayed_stream_loses_nothing(
     request_members: dict[str, Any], proxy: ProxyFactory, client: NewClient
-):
+) -> None:
     sdk = client(proxy())
 
     first, second = (ask_streamed(sdk, **request_members) for _ in range(2))
@@ -59,7 +59,7 @@ def test_B22_a_replayed_stream_loses_nothing(
 
 def test_B22_a_replayed_stream_keeps_reasoning_refusals_and_unknown_members(
     proxy: ProxyFactory, client: NewClient, standin: RunningStandIn
-):
+) -> None:
     sdk = client(proxy())
     standin.app.script(
         Script(reasoning="Rivers flow.", refusal="I would rather not.", extra={"x_new": [1]})
@@ -89,7 +89,7 @@ def test_B23_streamed_after_unstreamed_is_a_hit_that_assembles_to_the_same(
     proxy: ProxyFactory,
     client: NewClient,
     standin: RunningStandIn,
-):
+) -> None:
     sdk = client(proxy())
 
     stored = ask(sdk, **request_members)
@@ -116,7 +116,7 @@ def test_B23_unstreamed_after_streamed_is_a_hit_with_the_assembled_completion(
     proxy: ProxyFactory,
     client: NewClient,
     standin: RunningStandIn,
-):
+) -> None:
     sdk = client(proxy())
 
     streamed = ask_streamed(sdk, **request_members)
@@ -130,7 +130,9 @@ def test_B23_unstreamed_after_streamed_is_a_hit_with_the_assembled_completion(
     assert standin.app.count() == 1
 
 
-def test_B24_usage_is_streamed_if_and_only_if_asked_for(proxy: ProxyFactory, client: NewClient):
+def test_B24_usage_is_streamed_if_and_only_if_asked_for(
+    proxy: ProxyFactory, client: NewClient
+) -> None:
     sdk = client(proxy())
 
     stored = ask(sdk)
@@ -146,7 +148,7 @@ def test_B24_usage_is_streamed_if_and_only_if_asked_for(proxy: ProxyFactory, cli
 
 def test_B24_usage_of_a_stored_stream_is_taken_out_for_who_did_not_ask(
     proxy: ProxyFactory, client: NewClient
-):
+) -> None:
     sdk = client(proxy())
 
     asked = ask_streamed(sdk, **USAGE)
@@ -161,7 +163,7 @@ def test_B24_usage_of_a_stored_stream_is_taken_out_for_who_did_not_ask(
 
 def test_B24_the_proxy_asks_for_usage_where_the_upstream_is_set_so(
     proxy: ProxyFactory, client: NewClient, standin: RunningStandIn
-):
+) -> None:
     sdk = client(proxy({"upstreams": {"openai": {"request_usage": True}}}))
 
     first = ask_streamed(sdk)
@@ -176,7 +178,7 @@ def test_B24_the_proxy_asks_for_usage_where_the_upstream_is_set_so(
 @pytest.mark.parametrize("close", list(Close))
 def test_B21_a_truncated_stream_fails_at_the_client_and_is_not_stored(
     close: Close, proxy: ProxyFactory, client: NewClient, standin: RunningStandIn
-):
+) -> None:
     sdk = client(proxy())
     standin.app.script(Script(close_after=5, close=close))
 
@@ -196,7 +198,7 @@ def test_B21_a_truncated_stream_fails_at_the_client_and_is_not_stored(
 )
 def test_B21_a_stream_that_did_not_end_well_is_not_stored(
     script: Script, proxy: ProxyFactory, client: NewClient, standin: RunningStandIn
-):
+) -> None:
     sdk = client(proxy())
     standin.app.script(script)
 
@@ -207,7 +209,7 @@ def test_B21_a_stream_that_did_not_end_well_is_not_stored(
 
 def test_B21_an_error_event_reaches_the_client_and_nothing_is_stored(
     proxy: ProxyFactory, client: NewClient, standin: RunningStandIn
-):
+) -> None:
     sdk = client(proxy())
     standin.app.script(Script(error_event={"error": {"message": "melted"}}, error_after=3))
 
@@ -219,7 +221,7 @@ def test_B21_an_error_event_reaches_the_client_and_nothing_is_stored(
 
 def test_B20_the_first_event_arrives_while_the_upstream_is_still_at_work(
     proxy: ProxyFactory, client: NewClient, standin: RunningStandIn
-):
+) -> None:
     sdk = client(proxy())
     standin.app.script(Script(hold="rest", hold_after=3))
 
@@ -235,7 +237,7 @@ def test_B20_the_first_event_arrives_while_the_upstream_is_still_at_work(
 
 def test_B25_an_upstream_that_trickles_is_recorded_all_the_same(
     proxy: ProxyFactory, client: NewClient, standin: RunningStandIn
-):
+) -> None:
     sdk = client(proxy())
     standin.app.script(Script(content="Ein Fluß = 河 🌊 fließt.", split_bytes=3))
 
@@ -249,7 +251,7 @@ def test_B25_an_upstream_that_trickles_is_recorded_all_the_same(
 @pytest.mark.parametrize("streamed", [False, True], ids=["json", "stream"])
 def test_B19_an_answer_that_came_compressed_is_a_hit_for_any_client(
     streamed: bool, proxy: ProxyFactory, client: NewClient, standin: RunningStandIn
-):
+) -> None:
     sdk = client(proxy())
     standin.app.script(Script(encoding="gzip"))
     plain = {"extra_headers": {"Accept-Encoding": "identity"}}
@@ -268,7 +270,9 @@ def test_B19_an_answer_that_came_compressed_is_a_hit_for_any_client(
 
 
 @pytest.mark.anyio
-async def test_B22_the_async_client_streams_a_hit(proxy: ProxyFactory, standin: RunningStandIn):
+async def test_B22_the_async_client_streams_a_hit(
+    proxy: ProxyFactory, standin: RunningStandIn
+) -> None:
     running = proxy()
     async with openai.AsyncOpenAI(
         base_url=running.base_url, api_key="sk-test", max_retries=0

@@ -7,7 +7,7 @@ import pytest
 
 from proxy.standin import RunningStandIn
 from tests.integration.conftest import NewClient
-from tests.integration.sdk import CHAT, WEATHER_TOOL, Told, ask, ask_assembled
+from tests.integration.sdk import CHAT, WEATHER_TOOL, Told, ask, ask_assembled, said
 from tests.integration.servers import ProxyFactory
 
 TWO_TOOLS = [
@@ -18,7 +18,7 @@ TWO_TOOLS = [
 
 def test_B12_both_turns_of_a_tool_conversation_hit_the_second_time(
     proxy: ProxyFactory, client: NewClient, standin: RunningStandIn
-):
+) -> None:
     sdk = client(proxy())
 
     def converse() -> list[Told[Any]]:
@@ -41,25 +41,25 @@ def test_B12_both_turns_of_a_tool_conversation_hit_the_second_time(
 @pytest.mark.parametrize("streamed_first", [False, True], ids=["json-first", "stream-first"])
 def test_B22_parallel_tool_calls_keep_their_order_and_arguments(
     streamed_first: bool, proxy: ProxyFactory, client: NewClient, standin: RunningStandIn
-):
+) -> None:
     sdk = client(proxy())
     members: dict[str, Any] = {"tools": TWO_TOOLS, "parallel_tool_calls": True}
 
-    forms = [ask_assembled, lambda sdk, **over: ask(sdk, **over).value]
-    answers = [form(sdk, **members) for form in (forms if streamed_first else reversed(forms))]
+    answers = [
+        ask_assembled(sdk, **members) if streamed else ask(sdk, **members).value
+        for streamed in (streamed_first, not streamed_first)
+    ]
 
-    for answer in answers:
-        calls = answer.choices[0].message.tool_calls
-        assert [call.function.name for call in calls] == ["get_weather", "get_time"]
-        assert orjson.loads(calls[0].function.arguments).keys() == {"city", "days"}
-    first, second = ([c.id for c in a.choices[0].message.tool_calls] for a in answers)
+    first, second = (said(answer)["choices"][0]["calls"] for answer in answers)
+    assert [name for _, name, _ in first] == ["get_weather", "get_time"]
+    assert orjson.loads(first[0][2]).keys() == {"city", "days"}
     assert first == second
     assert standin.app.count() == 1
 
 
 def test_B6_other_tools_are_another_entry(
     proxy: ProxyFactory, client: NewClient, standin: RunningStandIn
-):
+) -> None:
     sdk = client(proxy())
 
     assert ask(sdk, tools=[WEATHER_TOOL]).x_cache == "MISS"
@@ -69,7 +69,7 @@ def test_B6_other_tools_are_another_entry(
 
 def test_B6_tools_that_are_not_in_the_key_bypass_the_cache_and_say_so(
     proxy: ProxyFactory, client: NewClient, standin: RunningStandIn
-):
+) -> None:
     sdk = client(
         proxy("""
             cache_settings:

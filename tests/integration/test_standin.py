@@ -1,6 +1,7 @@
 """The stand-in upstream does what the other tests rely on, seen through the OpenAI SDK."""
 
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -26,12 +27,12 @@ from tests.integration.sdk import CHAT, WEATHER_TOOL, ask, ask_assembled, ask_st
 
 
 @pytest.fixture
-def sdk(standin: RunningStandIn):
+def sdk(standin: RunningStandIn) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=standin.base_url, api_key="sk-test", max_retries=0) as client:
         yield client
 
 
-def test_the_same_question_gets_the_same_content_under_a_new_id(sdk: openai.OpenAI):
+def test_the_same_question_gets_the_same_content_under_a_new_id(sdk: openai.OpenAI) -> None:
     first, second = ask(sdk).value, ask(sdk).value
     other = ask(sdk, seed=1).value
 
@@ -45,13 +46,15 @@ def test_the_same_question_gets_the_same_content_under_a_new_id(sdk: openai.Open
     [{}, {"n": 2}, {"logprobs": True, "top_logprobs": 2}, {"tools": [WEATHER_TOOL]}],
     ids=["text", "two", "logprobs", "tools"],
 )
-def test_a_stream_assembles_to_what_the_document_says(sdk: openai.OpenAI, members: dict[str, Any]):
+def test_a_stream_assembles_to_what_the_document_says(
+    sdk: openai.OpenAI, members: dict[str, Any]
+) -> None:
     streamed, whole = said(ask_assembled(sdk, **members)), said(ask(sdk, **members).value)
 
     assert streamed["choices"] == whole["choices"]
 
 
-def test_usage_is_streamed_only_if_asked_for(sdk: openai.OpenAI):
+def test_usage_is_streamed_only_if_asked_for(sdk: openai.OpenAI) -> None:
     *chunks, last = ask_streamed(sdk, stream_options={"include_usage": True}).value
 
     assert last.usage == ask(sdk).value.usage
@@ -59,7 +62,7 @@ def test_usage_is_streamed_only_if_asked_for(sdk: openai.OpenAI):
     assert all(chunk.choices for chunk in ask_streamed(sdk).value)
 
 
-def test_a_limit_cuts_the_answer_short(sdk: openai.OpenAI):
+def test_a_limit_cuts_the_answer_short(sdk: openai.OpenAI) -> None:
     choice = ask(sdk, max_completion_tokens=5).value.choices[0]
 
     assert choice.finish_reason == "length"
@@ -78,14 +81,14 @@ class Tree(BaseModel):
     leaves: list[Leaf]
 
 
-def test_a_json_schema_is_followed(sdk: openai.OpenAI):
+def test_a_json_schema_is_followed(sdk: openai.OpenAI) -> None:
     parsed = sdk.chat.completions.parse(**CHAT, response_format=Tree).choices[0].message.parsed
 
     assert parsed is not None
     assert len(parsed.leaves) == 2
 
 
-def test_legacy_functions_are_called(sdk: openai.OpenAI):
+def test_legacy_functions_are_called(sdk: openai.OpenAI) -> None:
     choice = ask(sdk, functions=[WEATHER_TOOL["function"]]).value.choices[0]
 
     assert choice.finish_reason == "function_call"
@@ -93,12 +96,15 @@ def test_legacy_functions_are_called(sdk: openai.OpenAI):
     assert orjson.loads(choice.message.function_call.arguments)["city"]
 
 
-def test_embeddings_are_the_same_numbers_in_both_encodings(sdk: openai.OpenAI):
+def test_embeddings_are_the_same_numbers_in_both_encodings(sdk: openai.OpenAI) -> None:
     coded = embed(sdk, input=["amber", "birch", "amber"]).value
     floats = embed(sdk, input=["amber", "birch", "amber"], encoding_format="float").value
 
     for one, other in zip(coded.data, floats.data, strict=True):
-        assert np.array_equal(np.float32(one.embedding), np.float32(other.embedding))
+        assert (
+            np.array(one.embedding, np.float32).tolist()
+            == np.array(other.embedding, np.float32).tolist()
+        )
         assert np.linalg.norm(one.embedding) == pytest.approx(1.0, abs=1e-6)
     assert coded.data[0].embedding == coded.data[2].embedding != coded.data[1].embedding
     assert [row.index for row in coded.data] == [0, 1, 2]
@@ -106,12 +112,12 @@ def test_embeddings_are_the_same_numbers_in_both_encodings(sdk: openai.OpenAI):
 
 
 @pytest.mark.parametrize("wrong", ["", [], [1, "a"], {"a": 1}, [[]], [True]])
-def test_embeddings_of_no_such_input_are_refused(sdk: openai.OpenAI, wrong: Any):
+def test_embeddings_of_no_such_input_are_refused(sdk: openai.OpenAI, wrong: Any) -> None:
     with pytest.raises(openai.BadRequestError):
         embed(sdk, input=wrong)
 
 
-def test_uploads_are_counted_and_found_again(sdk: openai.OpenAI, standin: RunningStandIn):
+def test_uploads_are_counted_and_found_again(sdk: openai.OpenAI, standin: RunningStandIn) -> None:
     file = sdk.files.create(file=b"x" * 3_000_000, purpose="assistants")
 
     assert file.bytes > 3_000_000
@@ -120,7 +126,7 @@ def test_uploads_are_counted_and_found_again(sdk: openai.OpenAI, standin: Runnin
     assert (upload.size, upload.body) == (file.bytes, b"")
 
 
-def test_requests_are_recorded_as_they_came(standin: RunningStandIn):
+def test_requests_are_recorded_as_they_came(standin: RunningStandIn) -> None:
     headers = [("x-twice", "1"), ("X-Twice", "2"), ("Authorization", "Bearer sk-mine")]
 
     answer = httpx.put(f"{standin.url}/v1/echo/a%2Fb;x?q=[1]&z", headers=headers, content=b"hi")
@@ -134,7 +140,7 @@ def test_requests_are_recorded_as_they_came(standin: RunningStandIn):
 
 def test_scripts_go_out_in_order_to_the_requests_they_are_for(
     sdk: openai.OpenAI, standin: RunningStandIn
-):
+) -> None:
     standin.app.script(Script(content="for another"), credential="sk-other", times=None)
     standin.app.script(Script(content="one"))
     standin.app.script(Script(content="two"))
@@ -147,7 +153,7 @@ def test_scripts_go_out_in_order_to_the_requests_they_are_for(
     assert other.choices[0].message.content == "for another"
 
 
-def test_a_request_header_scripts_its_own_answer(sdk: openai.OpenAI):
+def test_a_request_header_scripts_its_own_answer(sdk: openai.OpenAI) -> None:
     script = {"status": 418, "headers": [["x-pot", "tea"]], "body": {"error": {"message": "no"}}}
 
     with pytest.raises(openai.APIStatusError) as refused:
@@ -159,7 +165,7 @@ def test_a_request_header_scripts_its_own_answer(sdk: openai.OpenAI):
     assert refused.value.response.headers["x-pot"] == "tea"
 
 
-def test_ready_made_failures(sdk: openai.OpenAI, standin: RunningStandIn):
+def test_ready_made_failures(sdk: openai.OpenAI, standin: RunningStandIn) -> None:
     standin.app.script(rate_limited("3"))
     standin.app.script(error_in_ok())
 
@@ -187,7 +193,7 @@ def test_ready_made_failures(sdk: openai.OpenAI, standin: RunningStandIn):
 @pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
 def test_broken_connections(
     script: Script, error: type[Exception], stream: bool, standin: RunningStandIn
-):
+) -> None:
     standin.app.script(script)
 
     with pytest.raises(error):
@@ -198,7 +204,7 @@ def test_broken_connections(
 
 def test_a_client_that_goes_away_is_noticed_while_the_answer_is_held(
     sdk: openai.OpenAI, standin: RunningStandIn
-):
+) -> None:
     standin.app.script(Script(hold="never", hold_after=2))
 
     with sdk.chat.completions.create(**CHAT, stream=True) as stream:
@@ -211,7 +217,7 @@ def test_a_client_that_goes_away_is_noticed_while_the_answer_is_held(
     request.disconnected.wait()
 
 
-def test_stopping_cuts_off_what_is_held():
+def test_stopping_cuts_off_what_is_held() -> None:
     failed = Signal("client failed")
     running = start_standin(StandIn(clock=FakeClock()))
     running.app.script(Script(hold="never"))
@@ -229,7 +235,7 @@ def test_stopping_cuts_off_what_is_held():
     caller.join()
 
 
-def test_answers_take_their_time():
+def test_answers_take_their_time() -> None:
     with start_standin(StandIn(pace=Pace(first_seconds=0.05, token_seconds=0.01))) as running:
         answer = httpx.post(f"{running.base_url}/chat/completions", json={**CHAT, "stream": True})
 
