@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
 from proxy.core.paths import FieldPath
 from proxy.core.rules import DEFAULT_FINISH_REASONS, UnlistedFields
@@ -46,6 +46,17 @@ class NormalizeSettings(Section):
     replacement: str = Field(
         default="", description=r"What stands instead; `\1` is the first group."
     )
+
+    @field_validator("replacement")
+    @classmethod
+    def _fits_pattern(cls, replacement: str, info: ValidationInfo) -> str:
+        pattern = info.data.get("pattern")
+        if pattern is not None:
+            try:
+                re.sub(pattern, replacement, "")
+            except (re.error, IndexError) as error:
+                raise ValueError(f"does not fit the pattern: {error}") from None
+        return replacement
 
 
 class WhenSettings(Section):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from proxy.settings.clients import OPEN
 from proxy.settings.nearest import did_you_mean
+from proxy.settings.store import Tier
 
 if TYPE_CHECKING:
     from proxy.settings.models import Settings
@@ -27,6 +28,7 @@ def contradictions(settings: "Settings") -> list[Problem]:
     """All of them; none means that the parts fit together."""
     return [
         *_rules(settings),
+        *_store(settings),
         *_upstream_names(settings),
         *_model_names(settings),
         *_cycles(settings),
@@ -54,6 +56,11 @@ def _rules(settings: "Settings") -> Iterator[Problem]:
                 f"rule {seen[rule.name] + 1} is called `{rule.name}` too",
             )
         seen.setdefault(rule.name, place)
+
+
+def _store(settings: "Settings") -> Iterator[Problem]:
+    if Tier.REDIS in settings.store.tiers and settings.store.redis.url is None:
+        yield Problem(("store", "tiers"), "`redis` needs `store.redis.url`")
 
 
 def _upstream_names(settings: "Settings") -> Iterator[Problem]:

@@ -1,10 +1,11 @@
 """`clients` and `admin`: who may use the proxy."""
 
+import re
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from proxy.settings.types import HASH_PATTERN, Name, Section
+from proxy.settings.types import HASH_PATTERN, NAME_PATTERN, Name, Section
 
 KeyHash: TypeAlias = Annotated[str, Field(pattern=HASH_PATTERN)]
 
@@ -25,9 +26,12 @@ class ClientSettings(Section):
     @model_validator(mode="before")
     @classmethod
     def _tenant_is_name(cls, given: Any) -> Any:
-        if isinstance(given, dict) and not given.get("tenant") and "name" in given:
-            return {**given, "tenant": given["name"]}
-        return given
+        if not isinstance(given, dict) or given.get("tenant"):
+            return given
+        name = given.get("name")
+        # A bad name is one mistake, not two.
+        good = isinstance(name, str) and re.match(NAME_PATTERN, name)
+        return {**given, "tenant": name} if good else given
 
 
 class AdminSettings(Section):

@@ -24,7 +24,7 @@ _VARIABLE = re.compile(r"\$\$|\$\{(?:(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<default
 class _Loader(yaml.SafeLoader):
     """Leaves scalars untyped: `plain_scalar` has the rules of YAML 1.2."""
 
-    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
+    def resolve(self, kind: type[yaml.Node], _value: Any, _implicit: Any) -> str:
         if kind is yaml.ScalarNode:
             return _IMPLICIT
         return f"{_TAG}seq" if kind is yaml.SequenceNode else f"{_TAG}map"

@@ -1,0 +1,52 @@
+"""Turn the rules as they are written into the rules that the core applies."""
+
+import re
+
+from proxy.core.matching import RuleSet
+from proxy.core.paths import FieldPath
+from proxy.core.rules import Normalization, Rule, When
+from proxy.settings.cache import RuleSettings, WhenSettings
+from proxy.settings.models import Settings
+
+
+def compile_rules(settings: Settings) -> RuleSet:
+    """The rules in file order; none where caching is off."""
+    cache = settings.cache_settings
+    return RuleSet(compile_rule(rule) for rule in cache.rules) if cache.enabled else RuleSet()
+
+
+def compile_rule(rule: RuleSettings) -> Rule:
+    """One rule. Its paths and patterns are known to be sound: the models checked them."""
+    return Rule(
+        name=rule.name,
+        model_names=rule.model_names,
+        include_in_key=_paths(rule.include_in_key),
+        exclude_from_key=_paths(rule.exclude_from_key),
+        endpoints=frozenset(rule.endpoints),
+        when=_when(rule.when),
+        unlisted_fields=rule.unlisted_fields,
+        normalize=tuple(
+            Normalization(FieldPath.parse(step.path), re.compile(step.pattern), step.replacement)
+            for step in rule.normalize
+        ),
+        ttl_seconds=rule.ttl_seconds,
+        store_finish_reasons=frozenset(rule.store_finish_reasons),
+        max_entry_bytes=rule.max_entry_bytes,
+        fallback_ttl_seconds=rule.fallback_ttl_seconds,
+        client_control=rule.client_control,
+        honor_upstream=rule.honor_upstream,
+        fresh_ids=rule.fresh_ids,
+    )
+
+
+def _paths(texts: tuple[str, ...]) -> tuple[FieldPath, ...]:
+    return tuple(FieldPath.parse(text) for text in texts)
+
+
+def _when(when: WhenSettings) -> When:
+    return When(
+        max_temperature=when.max_temperature,
+        max_messages=when.max_messages,
+        has_user_message=when.has_user_message,
+        headers=tuple(when.headers.items()),
+    )
