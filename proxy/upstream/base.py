@@ -19,12 +19,18 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamRequest:
-    """One attempt on the wire: `url` is absolute, percent-encoded, and sent as it stands."""
+    """One attempt on the wire: `url` is absolute, percent-encoded, and sent as it stands.
+
+    `headers` hold no host; a `content-length` only for a streamed body whose length the client
+    announced (else it goes out chunked). `budget_seconds` is what is left of the whole
+    request's time, where that is less than the upstream's own `total_seconds`.
+    """
 
     method: str
     url: str
-    headers: Headers
-    body: bytes | AsyncIterator[bytes] | None = None
+    headers: Headers = field(repr=False)
+    body: bytes | AsyncIterator[bytes] | None = field(default=None, repr=False)
+    budget_seconds: float | None = None
 
 
 class UpstreamResponse(Protocol):

@@ -1,0 +1,282 @@
+"""The default transport, over aiohttp: raw bytes in, raw bytes out."""
+
+import asyncio
+import functools
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import aiohttp
+import yarl
+from aiohttp.client_proto import ResponseHandler
+from multidict import CIMultiDict
+
+from proxy.core.wire import Headers
+from proxy.errors import (
+    UpstreamError,
+    UpstreamProtocolError,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+from proxy.upstream.base import UpstreamRequest, UpstreamResponse
+from proxy.upstream.config import UpstreamConfig
+from proxy.upstream.connection import Gate, least, socket_options, tls_context
+from proxy.upstream.headers import end_to_end
+from proxy.upstream.upload import Upload
+
+_HEADER_BYTES = 65_536
+_HEADER_COUNT = 512
+_READ_BYTES = 65_536
+
+# aiohttp adds these where they are absent; what is sent is the client's choice alone.
+_ADDED_BY_AIOHTTP = ("Accept", "Accept-Encoding", "User-Agent", "Content-Type")
+
+
+class AiohttpTransport:
+    """One session for one upstream; it is opened by the first request, in the running loop.
+
+    Requests are never redirected, carry no cookies, and take no proxy or credential from the
+    environment. Trailers of an answer are read and dropped: aiohttp does not give them out.
+    """
+
+    def __init__(self, config: UpstreamConfig) -> None:
+        self._config = config
+        needs_tls = config.base_url.startswith("https:")
+        self._tls: ssl.SSLContext | None = tls_context(config) if needs_tls else None
+        self._gate = Gate(config.max_connections, config.timeouts.first_byte_seconds)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def send(self, request: UpstreamRequest) -> UpstreamResponse:
+        """Send, and return when the response's headers are there. Raises `UpstreamError`."""
+        total = least(self._config.timeouts.total_seconds, request.budget_seconds)
+        loop = asyncio.get_running_loop()
+        deadline = None if total is None else loop.time() + total
+        leave = await self._gate.enter()
+        try:
+            response = await self._answered(request, deadline)
+            return _Response(response, self._config, deadline, leave)
+        except BaseException:
+            leave()
+            raise
+
+    async def aclose(self) -> None:
+        """Close every connection, also those in use."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def _answered(
+        self, request: UpstreamRequest, deadline: float | None
+    ) -> aiohttp.ClientResponse:
+        upload = Upload.of(request.body)
+        name = self._config.name
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await self._opened().request(
+                    request.method,
+                    yarl.URL(request.url, encoded=True),
+                    headers=_multidict(request.headers),
+                    data=request.body if upload is None else upload,
+                    allow_redirects=False,
+                )
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            if upload is not None and upload.failure is not None:
+                raise upload.failure from None
+            raise _as_upstream_error(error, name) from error
+
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            timeouts = self._config.timeouts
+            self._session = aiohttp.ClientSession(
+                connector=_Connector(self._tls),
+                timeout=aiohttp.ClientTimeout(
+                    total=None,
+                    connect=timeouts.connect_seconds,
+                    sock_read=timeouts.first_byte_seconds,
+                ),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                trust_env=False,
+                proxy=self._config.http_proxy,
+                skip_auto_headers=_ADDED_BY_AIOHTTP,
+                read_bufsize=_READ_BYTES,
+                max_line_size=_HEADER_BYTES,
+                max_field_size=_HEADER_BYTES,
+                max_headers=_HEADER_COUNT,
+                request_class=_Request,
+                middlewares=(_past_stale_connections,),
+            )
+        return self._session
+
+
+class _Carrier(ResponseHandler):
+    """A connection that knows whether it was used before and whether this answer has begun."""
+
+    uses = 0
+    answered = False
+
+    def set_response_params(self, **params: Any) -> None:
+        self.uses += 1
+        self.answered = False
+        super().set_response_params(**params)
+
+    def data_received(self, data: bytes) -> None:
+        self.answered = True
+        super().data_received(data)
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Unlimited: the gate counts, so that waiting in line is no connect time-out."""
+
+    def __init__(self, tls: ssl.SSLContext | None) -> None:
+        super().__init__(limit=0, ssl=tls or True, ttl_dns_cache=30, socket_factory=_socket)
+        self._factory = functools.partial(self._carrier)
+
+    def _carrier(self) -> ResponseHandler:
+        return _Carrier(self._loop)
+
+
+class _Request(aiohttp.ClientRequest):
+    """Remembers the connection that it went out on."""
+
+    carrier: _Carrier | None = None
+
+    async def send(self, conn: Any) -> aiohttp.ClientResponse:
+        self.carrier = conn.protocol
+        return await super().send(conn)
+
+
+async def _past_stale_connections(
+    request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+) -> aiohttp.ClientResponse:
+    """Send again where a pooled connection turned out closed before any byte came back.
+
+    A server may close an idle connection while a request is on its way; it has then not read the
+    request (RFC 9112 section 9.3.1). A failure on a fresh connection is final.
+    """
+    assert isinstance(request, _Request)
+    while True:
+        try:
+            return await handler(request)
+        except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
+            carrier = request.carrier
+            if carrier is None or carrier.uses == 1 or carrier.answered:
+                raise
+            if isinstance(request.body, aiohttp.AsyncIterablePayload):
+                raise
+            request.carrier = None
+            await request.close()  # the writer of the failed attempt
+
+
+class _Response:
+    """An answer whose headers have come."""
+
+    def __init__(
+        self,
+        response: aiohttp.ClientResponse,
+        config: UpstreamConfig,
+        deadline: float | None,
+        leave: Callable[[], None],
+    ) -> None:
+        self._response = response
+        self._name = config.name
+        self._leave = leave
+        self.status = response.status
+        self.headers: Headers = end_to_end(response.raw_headers)
+        self._expiry: asyncio.TimerHandle | None = None
+        connection = response.connection
+        if connection is None:  # there is no body, or it came with the headers
+            return
+        if connection.protocol is not None:
+            connection.protocol.read_timeout = config.timeouts.between_bytes_seconds
+            connection.protocol.start_timeout()
+        if deadline is not None:
+            self._expiry = asyncio.get_running_loop().call_at(deadline, self._expire)
+
+    async def aiter_raw(self) -> AsyncIterator[bytes]:
+        """The body as it arrives. Raises `UpstreamError` if it ends before its end."""
+        content = self._response.content
+        try:
+            while chunk := await content.readany():
+                yield chunk
+        except UpstreamError:
+            raise
+        except TimeoutError as error:
+            raise UpstreamTimeout(f"The upstream {self._name!r} fell silent.") from error
+        except (aiohttp.ClientError, OSError, RuntimeError) as error:
+            # RuntimeError is what aiohttp raises for reading on a connection that is gone.
+            message = f"The answer of the upstream {self._name!r} ended in the middle."
+            raise UpstreamProtocolError(message) from error
+        finally:
+            self._stop()
+
+    async def aclose(self) -> None:
+        """Back to the pool if the body was read whole, else closed at once."""
+        self._stop()
+        response = self._response
+        connection = response.connection
+        if connection is not None and connection.protocol is not None:
+            connection.protocol.abort()
+        response.close()
+
+    def _stop(self) -> None:
+        self._leave()
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+
+    def _expire(self) -> None:
+        message = f"The answer of the upstream {self._name!r} took too long."
+        self._response.content.set_exception(UpstreamTimeout(message))
+        connection = self._response.connection
+        if connection is not None and connection.protocol is not None:
+            connection.protocol.abort()
+
+
+def _socket(address: Any) -> socket.socket:
+    family, kind, protocol, _, _ = address
+    sock = socket.socket(family, kind, protocol)
+    for option in socket_options():
+        sock.setsockopt(*option)
+    return sock
+
+
+def _multidict(headers: Headers) -> CIMultiDict[str]:
+    return CIMultiDict([(name.decode("latin-1"), _text(value)) for name, value in headers])
+
+
+def _text(value: bytes) -> str:
+    """aiohttp writes UTF-8; bytes that are not (RFC 9110 allows any) are taken for Latin-1."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
+
+
+def _as_upstream_error(error: Exception, name: str) -> UpstreamError:
+    """The messages name no URL and no header: both can hold credentials."""
+    upstream = f"the upstream {name!r}"
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return UpstreamTimeout(f"Connecting to {upstream} took too long.")
+    if isinstance(error, TimeoutError):
+        return UpstreamTimeout(f"No answer of {upstream} in time.")
+    if (reason := _unreachable(error)) is not None:
+        return UpstreamUnreachable(f"No connection to {upstream}: {reason}.")
+    return UpstreamProtocolError(f"The answer of {upstream} is not HTTP.")
+
+
+def _unreachable(error: Exception) -> str | None:
+    match error:
+        case aiohttp.ClientHttpProxyError():
+            return f"the proxy before it answered {error.status}"
+        case aiohttp.ClientConnectorCertificateError():
+            return "its certificate is not trusted"
+        case aiohttp.ClientConnectorError():
+            return error.os_error.strerror or "it failed"
+        case aiohttp.ClientOSError() | aiohttp.ServerDisconnectedError():
+            return "it was closed without an answer"
+        case aiohttp.ClientConnectionError():
+            return "it failed"
+        case _:
+            return None

@@ -1,0 +1,135 @@
+"""From an upstream's answer to a `Verdict`. Pure."""
+
+import io
+import zlib
+
+import orjson
+import zstandard
+
+from proxy.core.wire import Headers, header
+from proxy.upstream.retry_after import wait_seconds
+from proxy.upstream.verdict import (
+    KeyLimited,
+    KeyRejected,
+    KeyWorks,
+    Neutral,
+    UpstreamFault,
+    Verdict,
+)
+
+# What an error's `code` or `type` can be when the account's credit is used up.
+QUOTA_CODES = frozenset(
+    {
+        "insufficient_quota",
+        "billing_hard_limit_reached",
+        "billing_not_active",
+        "insufficient_balance",
+        "insufficient_credits",
+        "credit_balance_too_low",
+        "quota_exceeded",
+    }
+)
+
+# Refusals with status 403 that will not change for this key.
+CLOSED_CODES = frozenset(
+    {
+        "account_deactivated",
+        "account_suspended",
+        "access_terminated",
+        "api_key_disabled",
+        "api_key_expired",
+        "api_key_revoked",
+        "deactivated_organization",
+        "invalid_api_key",
+        "key_revoked",
+        "organization_deactivated",
+        "organization_suspended",
+        "user_suspended",
+    }
+)
+
+# Refusals with status 401 that are the fault of a header the client sent, not of the key: were
+# they to retire it, one client could empty the pool.
+CLIENT_CODES = frozenset(
+    {
+        "invalid_organization",
+        "invalid_project",
+        "mismatched_organization",
+        "mismatched_project",
+    }
+)
+
+# 408: the upstream gave up reading; 529: overloaded, as some providers spell 503.
+FAULT_STATUSES = frozenset({408, 500, 502, 503, 504, 529})
+
+# Statuses whose meaning depends on the code in the body.
+BODY_STATUSES = frozenset({401, 402, 403, 429})
+
+LONGEST_BODY = 65_536
+
+
+_FIRST_ERROR = 400
+_UNAUTHORIZED = 401
+_PAYMENT_REQUIRED = 402
+_TOO_MANY = 429
+
+
+def classify(status: int, headers: Headers, body: bytes, wall: float) -> Verdict:
+    """The verdict on an answer.
+
+    `headers` in any case; `body` as it came, content-coded, at most `LONGEST_BODY` of it, and
+    only looked at for `BODY_STATUSES`; `wall` is the time of the answer.
+    """
+    if status in FAULT_STATUSES:
+        return UpstreamFault(f"status {status}")
+    if status not in BODY_STATUSES:
+        return KeyWorks() if status < _FIRST_ERROR else Neutral()
+    lower = tuple((name.lower(), value) for name, value in headers)
+    codes = _codes(plain(lower, body))
+    if status == _PAYMENT_REQUIRED or (status != _UNAUTHORIZED and codes & QUOTA_CODES):
+        return KeyLimited(wait_seconds(lower, wall), quota=True)
+    if status == _TOO_MANY:
+        return KeyLimited(wait_seconds(lower, wall))
+    if status == _UNAUTHORIZED:
+        return Neutral() if codes & CLIENT_CODES else KeyRejected("status 401")
+    closed = sorted(codes & CLOSED_CODES)
+    return KeyRejected(f"status 403, {closed[0]}") if closed else Neutral()
+
+
+def plain(headers: Headers, body: bytes) -> bytes:
+    """`body` decoded as far as it can be, bounded; empty for a coding that is not known."""
+    coding = (header(headers, b"content-encoding") or b"identity").strip().lower()
+    try:
+        match coding:
+            case b"identity" | b"":
+                return body[:LONGEST_BODY]
+            case b"gzip" | b"x-gzip" | b"deflate":
+                # 32: the decoder tells the gzip and zlib forms apart by itself.
+                return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(body, LONGEST_BODY)
+            case b"zstd":
+                with zstandard.ZstdDecompressor().stream_reader(io.BytesIO(body)) as reader:
+                    return reader.read(LONGEST_BODY)
+            case _:
+                return b""
+    except (zlib.error, zstandard.ZstdError):
+        return b""
+
+
+def _codes(body: bytes) -> set[str]:
+    """The `code` and `type` of an error envelope, lower case; of `error` or of the top level."""
+    try:
+        envelope = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return set()
+    if isinstance(envelope, list) and envelope:
+        envelope = envelope[0]
+    if not isinstance(envelope, dict):
+        return set()
+    error = envelope.get("error")
+    places = [envelope, error] if isinstance(error, dict) else [envelope]
+    return {
+        value.strip().lower()
+        for place in places
+        for member in ("code", "type", "status")
+        if isinstance(value := place.get(member), str)
+    }

@@ -1,0 +1,65 @@
+"""What one upstream is: its address, keys, time-outs. Plain values."""
+
+import hashlib
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from proxy.upstream.base import Timeouts
+
+
+class TransportName(StrEnum):
+    """Which HTTP client speaks to an upstream."""
+
+    # The default: the cheapest per request and per streamed event of those that close at once.
+    AIOHTTP = "aiohttp"
+    # The compatible alternative, several times the CPU.
+    HTTPX = "httpx"
+
+
+@dataclass(frozen=True, slots=True)
+class KeySecret:
+    """One upstream credential; only its fingerprint may be shown. `weight` is its share."""
+
+    value: str = field(repr=False)
+    weight: float = 1.0
+
+    @property
+    def fingerprint(self) -> str:
+        """`key-` and the first 8 hex digits of the SHA-256 of the credential."""
+        return "key-" + hashlib.sha256(self.value.encode()).hexdigest()[:8]
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamConfig:
+    """One upstream.
+
+    `base_url` includes the API root (`https://api.openai.com/v1`). No `keys` means that the
+    client's own credential is sent. `auth_scheme` "" sends the bare key. `query` and `headers`
+    are added to each request and win over the client's. `account_headers` name (any case) the
+    request headers that choose an account. `max_attempts` caps the attempts of one request over
+    its whole chain, taken from the chain's first upstream. `wait_for_key_seconds` is how long a
+    request may wait for a cooling key before it is refused. `max_connections` None is no limit;
+    above it, requests wait in line for up to `first_byte_seconds`. Fields that can hold secrets
+    are not in the repr.
+    """
+
+    name: str
+    base_url: str
+    keys: tuple[KeySecret, ...] = ()
+    auth_header: str = "Authorization"
+    auth_scheme: str = "Bearer"
+    query: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    account_headers: tuple[str, ...] = ("openai-organization", "openai-project")
+    request_usage: bool = False
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    max_connections: int | None = None
+    http_proxy: str | None = field(default=None, repr=False)
+    ca_file: str | None = None
+    verify_tls: bool = True
+    transport: TransportName = TransportName.AIOHTTP
+    key_cooldown_seconds: float = 20.0
+    quota_cooldown_seconds: float = 3600.0
+    key_retire_seconds: float = 600.0
+    wait_for_key_seconds: float = 0.0
+    max_attempts: int = 3

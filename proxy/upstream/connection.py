@@ -1,0 +1,82 @@
+"""What both transports need of a connection: a TLS context, a socket's options, a place in line."""
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable
+
+from proxy.errors import UpstreamTimeout
+from proxy.upstream.config import UpstreamConfig
+
+# A dead peer is noticed after 60 + 4 * 15 s, also while a model thinks and sends nothing.
+_KEEPALIVE = (
+    ("SO_KEEPALIVE", socket.SOL_SOCKET, 1),
+    ("TCP_KEEPIDLE", socket.IPPROTO_TCP, 60),
+    ("TCP_KEEPINTVL", socket.IPPROTO_TCP, 15),
+    ("TCP_KEEPCNT", socket.IPPROTO_TCP, 4),
+)
+
+
+def socket_options() -> list[tuple[int, int, int]]:
+    """TCP keep-alive, as far as this system knows its options."""
+    return [
+        (level, getattr(socket, name), value)
+        for name, level, value in _KEEPALIVE
+        if hasattr(socket, name)
+    ]
+
+
+def tls_context(config: UpstreamConfig) -> ssl.SSLContext:
+    """The system's authorities and those of `ca_file`. Reads files: once, at start.
+
+    Raises `OSError` and `ssl.SSLError` for a `ca_file` that can't be read.
+    """
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    if config.ca_file is not None:
+        context.load_verify_locations(config.ca_file)
+    if not config.verify_tls:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def least(first: float | None, second: float | None) -> float | None:
+    """The smaller; None is no limit."""
+    if first is None or second is None:
+        return second if first is None else first
+    return min(first, second)
+
+
+class Gate:
+    """At most `limit` requests at once; the others wait in line, first come first served."""
+
+    def __init__(self, limit: int | None, patience_seconds: float | None) -> None:
+        self._places = None if limit is None else asyncio.Semaphore(limit)
+        self._patience = patience_seconds
+
+    async def enter(self) -> Callable[[], None]:
+        """Wait for a place; what is returned gives it back, once. Raises `UpstreamTimeout`."""
+        places = self._places
+        if places is None:
+            return _nothing
+        try:
+            async with asyncio.timeout(self._patience):
+                await places.acquire()
+        except TimeoutError:
+            raise UpstreamTimeout("No connection to the upstream became free in time.") from None
+        return _Once(places.release)
+
+
+class _Once:
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._work: Callable[[], None] | None = work
+
+    def __call__(self) -> None:
+        work, self._work = self._work, None
+        if work is not None:
+            work()
+
+
+def _nothing() -> None:
+    """No limit, no place to give back."""

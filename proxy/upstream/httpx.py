@@ -1,0 +1,185 @@
+"""The alternative transport, over httpx: the same contract, at several times the CPU."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from proxy.errors import (
+    UpstreamError,
+    UpstreamProtocolError,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+from proxy.upstream.base import UpstreamRequest, UpstreamResponse
+from proxy.upstream.config import UpstreamConfig
+from proxy.upstream.connection import Gate, least, socket_options, tls_context
+from proxy.upstream.headers import end_to_end
+from proxy.upstream.upload import Upload
+
+_IDLE_SECONDS = 15.0
+
+
+class HttpxTransport:
+    """One pool for one upstream.
+
+    httpx's transport is used without its client: no redirects, no cookies, nothing from the
+    environment. A lost pooled connection is told from a broken answer by httpx's own words, so
+    that a server which closes in the middle of the status line also counts as not answering.
+    """
+
+    def __init__(self, config: UpstreamConfig) -> None:
+        self._config = config
+        parts = urlsplit(config.base_url)
+        self._origin = f"{parts.scheme}://{parts.netloc}"
+        self._transport = httpx.AsyncHTTPTransport(
+            verify=tls_context(config) if parts.scheme == "https" else False,
+            trust_env=False,
+            limits=httpx.Limits(keepalive_expiry=_IDLE_SECONDS),
+            proxy=config.http_proxy,
+            socket_options=socket_options(),
+        )
+        self._gate = Gate(config.max_connections, config.timeouts.first_byte_seconds)
+
+    async def send(self, request: UpstreamRequest) -> UpstreamResponse:
+        """Send, and return when the response's headers are there. Raises `UpstreamError`."""
+        total = least(self._config.timeouts.total_seconds, request.budget_seconds)
+        deadline = None if total is None else asyncio.get_running_loop().time() + total
+        leave = await self._gate.enter()
+        try:
+            timeouts: dict[str, float | None] = {
+                "connect": self._config.timeouts.connect_seconds,
+                "read": self._config.timeouts.first_byte_seconds,
+            }
+            response = await self._answered(request, timeouts, deadline)
+            timeouts["read"] = self._config.timeouts.between_bytes_seconds
+            return _Response(response, self._config.name, deadline, leave)
+        except BaseException:
+            leave()
+            raise
+
+    async def aclose(self) -> None:
+        """Close every connection, also those in use."""
+        await self._transport.aclose()
+
+    async def _answered(
+        self, request: UpstreamRequest, timeouts: dict[str, float | None], deadline: float | None
+    ) -> httpx.Response:
+        upload = Upload.of(request.body)
+        try:
+            async with asyncio.timeout_at(deadline):
+                while True:
+                    route = _Route()
+                    try:
+                        return await self._transport.handle_async_request(
+                            self._built(request, upload, timeouts, route)
+                        )
+                    except (httpx.ReadError, httpx.RemoteProtocolError) as error:
+                        # Only a connection from the pool can be stale: it failed before any byte.
+                        if route.fresh or upload is not None or not _unanswered(error):
+                            raise
+        except (httpx.TransportError, TimeoutError) as error:
+            if upload is not None and upload.failure is not None:
+                raise upload.failure from None
+            raise _as_upstream_error(error, self._config.name) from error
+
+    def _built(
+        self,
+        request: UpstreamRequest,
+        upload: Upload | None,
+        timeouts: dict[str, float | None],
+        route: "_Route",
+    ) -> httpx.Request:
+        # The dictionary of time-outs is read anew for each phase: `send` changes it in between.
+        extensions: dict[str, Any] = {"timeout": timeouts, "trace": route.trace}
+        url = request.url
+        if self._config.http_proxy is None:
+            extensions["target"] = request.url[len(self._origin) :].encode()
+            url = self._origin
+        return httpx.Request(
+            request.method,
+            url,
+            headers=list(request.headers),
+            content=request.body if upload is None else upload,
+            extensions=extensions,
+        )
+
+
+class _Route:
+    """Learns whether a request went out on a connection made for it."""
+
+    fresh = False
+
+    async def trace(self, event: str, _: Any) -> None:
+        self.fresh = self.fresh or event.startswith("connection.connect_")
+
+
+class _Response:
+    """An answer whose headers have come."""
+
+    def __init__(
+        self,
+        response: httpx.Response,
+        name: str,
+        deadline: float | None,
+        leave: Callable[[], None],
+    ) -> None:
+        self._response = response
+        self._name = name
+        self._deadline = deadline
+        self._leave = leave
+        self.status = response.status_code
+        self.headers = end_to_end(response.headers.raw)
+
+    async def aiter_raw(self) -> AsyncIterator[bytes]:
+        """The body as it arrives. Raises `UpstreamError` if it ends before its end."""
+        stream = self._response.stream
+        assert isinstance(stream, httpx.AsyncByteStream)
+        chunks = aiter(stream)
+        try:
+            while True:
+                async with asyncio.timeout_at(self._deadline):
+                    chunk = await anext(chunks, None)
+                if chunk is None:
+                    break
+                yield chunk
+        except TimeoutError as error:
+            message = f"The answer of the upstream {self._name!r} took too long."
+            raise UpstreamTimeout(message) from error
+        except httpx.TimeoutException as error:
+            raise UpstreamTimeout(f"The upstream {self._name!r} fell silent.") from error
+        except httpx.TransportError as error:
+            message = f"The answer of the upstream {self._name!r} ended in the middle."
+            raise UpstreamProtocolError(message) from error
+
+    async def aclose(self) -> None:
+        """Back to the pool if the body was read whole, else closed at once."""
+        self._leave()
+        stream = self._response.stream
+        assert isinstance(stream, httpx.AsyncByteStream)
+        await stream.aclose()
+
+
+def _unanswered(error: httpx.TransportError) -> bool:
+    return isinstance(error, httpx.ReadError) or "without sending a response" in str(error)
+
+
+def _as_upstream_error(error: Exception, name: str) -> UpstreamError:
+    """The messages name no URL and no header: both can hold credentials."""
+    match error:
+        case httpx.ConnectTimeout():
+            return UpstreamTimeout(f"Connecting to the upstream {name!r} took too long.")
+        case httpx.TimeoutException() | TimeoutError():
+            return UpstreamTimeout(f"The upstream {name!r} did not answer in time.")
+        case httpx.ProxyError():
+            return UpstreamUnreachable(f"The proxy before the upstream {name!r} refused.")
+        case httpx.NetworkError():
+            return UpstreamUnreachable(f"No connection to the upstream {name!r}.")
+        case httpx.RemoteProtocolError() if _unanswered(error):
+            return UpstreamUnreachable(
+                f"The upstream {name!r} closed the connection without an answer."
+            )
+        case _:
+            return UpstreamProtocolError(f"The upstream {name!r} did not answer in HTTP.")

@@ -1,0 +1,83 @@
+"""Answers that were read ahead, and answers that give a key back when they are closed."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+from proxy.errors import UpstreamError, UpstreamTimeout
+from proxy.upstream.base import UpstreamResponse
+
+
+class Replayed:
+    """An answer of which `head` was taken; its reader still gets every byte, in order."""
+
+    def __init__(
+        self,
+        response: UpstreamResponse,
+        head: bytes,
+        rest: AsyncIterator[bytes] | None,
+        failure: UpstreamError | None,
+    ) -> None:
+        self._response = response
+        self._rest = rest
+        self._failure = failure
+        self.status = response.status
+        self.headers = response.headers
+        self.head = head
+
+    async def aiter_raw(self) -> AsyncIterator[bytes]:
+        """What was taken, then what is left. Raises `UpstreamError` if it ends before its end."""
+        if self.head:
+            yield self.head
+        if self._failure is not None:
+            raise self._failure
+        if self._rest is not None:
+            async for chunk in self._rest:
+                yield chunk
+
+    async def aclose(self) -> None:
+        await self._response.aclose()
+
+
+async def read_ahead(response: UpstreamResponse, limit: int, seconds: float) -> Replayed:
+    """Take at least `limit` bytes of the body, or all of it, in at most `seconds`.
+
+    An answer that was read whole, or that failed, no longer holds its connection.
+    """
+    chunks = response.aiter_raw()
+    head: list[bytes] = []
+    failure: UpstreamError | None = None
+    try:
+        async with asyncio.timeout(seconds):
+            async for chunk in chunks:
+                head.append(chunk)
+                if (limit := limit - len(chunk)) <= 0:
+                    return Replayed(response, b"".join(head), chunks, None)
+    except TimeoutError:
+        failure = UpstreamTimeout("The upstream's answer fell silent.")
+    except UpstreamError as error:
+        failure = error
+    except BaseException:
+        await response.aclose()
+        raise
+    await response.aclose()
+    return Replayed(response, b"".join(head), None, failure)
+
+
+class Leased:
+    """An answer that holds a key; closing it gives the key back."""
+
+    def __init__(self, response: UpstreamResponse, release: Callable[[], None]) -> None:
+        self._response = response
+        self._release = release
+        self.status = response.status
+        self.headers = response.headers
+
+    def aiter_raw(self) -> AsyncIterator[bytes]:
+        """The body as it arrives. Raises `UpstreamError` if it ends before its end."""
+        return self._response.aiter_raw()
+
+    async def aclose(self) -> None:
+        try:
+            await self._response.aclose()
+        finally:
+            self._release()

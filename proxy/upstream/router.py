@@ -1,0 +1,78 @@
+"""From the name that a client says to the chain of profiles that can serve it. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from proxy.errors import UnknownModel
+from proxy.upstream.base import Chain, Profile
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One listed model: its own profile, and the internal names of its fallbacks in order."""
+
+    profile: Profile
+    fallbacks: tuple[str, ...] = ()
+
+
+class Router:
+    """All model names of one configuration.
+
+    A model that is not listed passes under its own name to `default_upstream`, unless `closed`.
+    Fallbacks are not transitive: a fallback's own fallbacks do not count. A profile without a
+    `model` sends the internal name. Raises `ValueError` for a fallback that is not listed.
+    """
+
+    def __init__(
+        self,
+        *,
+        default_upstream: str,
+        routes: Mapping[str, Route] | None = None,
+        aliases: Mapping[str, str] | None = None,
+        closed: bool = False,
+    ) -> None:
+        self._default = Profile(name=default_upstream, upstream=default_upstream)
+        self._closed = closed
+        self._aliases = dict(aliases or {})
+        routes = routes or {}
+        profiles = {
+            name: replace(route.profile, model=route.profile.model or name)
+            for name, route in routes.items()
+        }
+        self._listed = {
+            name: (profiles[name], *_named(name, route.fallbacks, profiles))
+            for name, route in routes.items()
+        }
+
+    def resolve(self, model: str | None) -> Chain:
+        """The chain for a client's model name; None goes to the default upstream.
+
+        `Profile.model` is None where the client's own name is what the upstream wants. Raises
+        `UnknownModel`.
+        """
+        if model is None:
+            return Chain(model="", profiles=(self._default,))
+        internal = self._aliases.get(model, model)
+        if (profiles := self._listed.get(internal)) is not None:
+            return Chain(internal, tuple(_for_client(profile, model) for profile in profiles))
+        if self._closed:
+            raise UnknownModel(f"The model {model!r} does not exist here.", param="model")
+        return Chain(internal, (_for_client(replace(self._default, model=internal), model),))
+
+    def upstreams(self) -> set[str]:
+        """The names of all upstreams that any route leads to."""
+        listed = (profile for profiles in self._listed.values() for profile in profiles)
+        return {self._default.upstream, *(profile.upstream for profile in listed)}
+
+
+def _for_client(profile: Profile, model: str) -> Profile:
+    return replace(profile, model=None) if profile.model == model else profile
+
+
+def _named(
+    name: str, fallbacks: tuple[str, ...], profiles: Mapping[str, Profile]
+) -> tuple[Profile, ...]:
+    for fallback in fallbacks:
+        if fallback not in profiles:
+            raise ValueError(f"the fallback {fallback!r} of the model {name!r} is not listed")
+    return tuple(profiles[fallback] for fallback in fallbacks)

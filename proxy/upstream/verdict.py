@@ -1,0 +1,42 @@
+"""What one answer, or one failure, says about the key and the upstream. A closed union."""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class KeyWorks:
+    """The upstream took the key and answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyLimited:
+    """The key is at a limit. `seconds` None: the upstream did not say for how long.
+
+    `quota` is True where the account's credit is used up: waiting seconds won't help.
+    """
+
+    seconds: float | None
+    quota: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRejected:
+    """The upstream does not take the key: unknown, revoked, or its account is closed."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamFault:
+    """The upstream or the way to it failed; this says nothing about the key."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Neutral:
+    """The request is at fault, or it was broken off; nothing is learned about the key."""
+
+
+Verdict: TypeAlias = KeyWorks | KeyLimited | KeyRejected | UpstreamFault | Neutral
