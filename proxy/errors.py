@@ -3,7 +3,7 @@
 ProxyError
 ├── RequestError                 400  the client's request is at fault
 │   ├── MalformedBody            400  not JSON, not an object, a member of a wrong type, too deep
-│   ├── UnsupportedBody          415  content type or content coding that this endpoint does not take
+│   ├── UnsupportedBody          415  a content type or coding that the endpoint does not take
 │   ├── BodyTooLarge             413
 │   ├── UnknownModel             404  the model list is closed and does not name this model
 │   ├── UnknownRoute             404

@@ -20,6 +20,10 @@ class TaskGroup:
     def __len__(self) -> int:
         return len(self._tasks)
 
+    def count(self, name: str) -> int:
+        """How many tasks of that name are under way."""
+        return sum(task.get_name() == name for task in self._tasks)
+
     def start(self, work: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any]:
         """Run `work` in the background; the group keeps it alive until it ends."""
         task = asyncio.get_running_loop().create_task(work, name=name)

@@ -3,9 +3,7 @@
 from enum import StrEnum
 from typing import TypeAlias
 
-JsonValue: TypeAlias = (
-    None | bool | int | float | str | list["JsonValue"] | dict[str, "JsonValue"]
-)
+JsonValue: TypeAlias = None | bool | int | float | str | list["JsonValue"] | dict[str, "JsonValue"]
 
 # Names are lower case, as ASGI gives them; order and repeats are kept.
 Headers: TypeAlias = tuple[tuple[bytes, bytes], ...]

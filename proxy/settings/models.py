@@ -15,7 +15,7 @@ from proxy.settings.cache import (
 )
 from proxy.settings.checks import contradictions
 from proxy.settings.clients import OPEN, AdminSettings, Clients, ClientSettings
-from proxy.settings.routing import ModelSettings, UnlistedModels
+from proxy.settings.routing import ModelSettings, PriceSettings, UnlistedModels
 from proxy.settings.server import LogLevel, ServerSettings
 from proxy.settings.store import (
     DiskSettings,
@@ -49,6 +49,7 @@ __all__ = [
     "MemorySettings",
     "ModelSettings",
     "NormalizeSettings",
+    "PriceSettings",
     "RedisSettings",
     "RuleSettings",
     "ServerSettings",
@@ -108,6 +109,11 @@ class Settings(Section):
     )
     aliases: Mapping[Text, Text] = Field(
         default={}, description="Further names of internal models: `alias: internal name`."
+    )
+    prices: Mapping[Text, PriceSettings] = Field(
+        default={},
+        description="What models cost, by internal name or glob; the first that matches counts. "
+        "Turns the counters of tokens into counters of cost.",
     )
     clients: Clients | None = Field(
         default=None,

@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import BeforeValidator, Field, JsonValue
 
-from proxy.settings.types import Plain, Section, Text, plain_scalar
+from proxy.settings.types import Amount, Plain, Section, Text, plain_scalar
 
 
 class UnlistedModels(StrEnum):
@@ -49,4 +49,13 @@ class ModelSettings(Section):
     )
     fallbacks: tuple[Text, ...] = Field(
         default=(), description="Internal model names to try in turn when this one fails."
+    )
+
+
+class PriceSettings(Section):
+    """What a model's tokens cost, in whatever currency the operator counts."""
+
+    prompt_per_million: Amount = Field(description="A million tokens of the prompt.")
+    completion_per_million: Amount = Field(
+        default=0.0, description="A million tokens of the completion."
     )

@@ -163,6 +163,7 @@ Bytes: TypeAlias = Annotated[int, BeforeValidator(_size), Field(ge=1), WithJsonS
 Count: TypeAlias = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
 Positive: TypeAlias = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
 Seconds: TypeAlias = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, allow_inf_nan=False)]
+Amount: TypeAlias = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, allow_inf_nan=False)]
 Wait: TypeAlias = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, allow_inf_nan=False)]
 ConfigPath: TypeAlias = Annotated[Path, AfterValidator(_path)]
 HttpUrl: TypeAlias = Annotated[str, AfterValidator(_http_url)]

@@ -183,6 +183,11 @@ class UpstreamSettings(Section):
     key_retire_seconds: Seconds = Field(
         default=600.0, description="Time after which a refused key (401) is tried again."
     )
+    wait_for_key_seconds: Seconds = Field(
+        default=0.0,
+        description="How long a request may wait for a key to become available again before it "
+        "is answered with 429.",
+    )
     max_attempts: Positive = Field(
         default=3, description="Most tries of one request, keys taken together."
     )

@@ -1,0 +1,13 @@
+"""What the engine is told of a client."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a request is from: `tenant` and `credential` (a fingerprint) scope its entries."""
+
+    client: str | None = None
+    tenant: str | None = None
+    credential: str | None = None
+    admin: bool = False

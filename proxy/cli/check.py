@@ -1,0 +1,85 @@
+"""`magic-proxy check`: is this file right, and does it do what was meant?"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from proxy.cli.options import JsonOutput, settings_file
+from proxy.cli.output import fail, out, print_json, warn
+from proxy.errors import Mistake, SettingsError
+from proxy.settings.lint import Finding, Severity, lint
+from proxy.settings.load import load
+
+MISTAKES = 2
+ERRORS = 1
+
+
+def check(
+    file: Annotated[
+        Path | None,
+        typer.Argument(help="Settings file; default: proxy_config.yaml here, else the defaults."),
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail on warnings too.")] = False,
+    as_json: JsonOutput = False,
+) -> None:
+    """Validate and lint the settings.
+
+    Exits with 0 if all is well, 1 for findings (errors; with --strict also warnings), 2 for
+    mistakes that keep the proxy from starting.
+    """
+    path = settings_file(file)
+    try:
+        loaded = load(path, os.environ)
+    except SettingsError as error:
+        _report_mistakes(error.mistakes, as_json=as_json)
+        raise typer.Exit(MISTAKES) from None
+    findings = lint(loaded.settings, loaded.place_of)
+    _report_findings(path, findings, as_json=as_json)
+    if any(strict or finding.severity is Severity.ERROR for finding in findings):
+        raise typer.Exit(ERRORS)
+
+
+def _report_mistakes(mistakes: list[Mistake], *, as_json: bool) -> None:
+    if as_json:
+        print_json({"ok": False, "mistakes": [_mistake(mistake) for mistake in mistakes]})
+        return
+    for mistake in mistakes:
+        fail(str(mistake))
+
+
+def _mistake(mistake: Mistake) -> dict[str, Any]:
+    return {
+        "message": mistake.message,
+        "path": mistake.path,
+        "file": mistake.file,
+        "line": mistake.line,
+        "column": mistake.column,
+    }
+
+
+def _report_findings(path: Path | None, findings: list[Finding], *, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            {
+                "ok": not findings,
+                "findings": [
+                    {
+                        "severity": finding.severity.value,
+                        "code": finding.code,
+                        "message": finding.message,
+                        "path": finding.path,
+                        "file": finding.file,
+                        "line": finding.line,
+                    }
+                    for finding in findings
+                ],
+            }
+        )
+        return
+    for finding in findings:
+        say = fail if finding.severity is Severity.ERROR else warn
+        say(str(finding))
+    if not findings:
+        out.print(f"[green]ok[/green]: {path if path is not None else 'the defaults'}")

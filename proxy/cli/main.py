@@ -1,0 +1,43 @@
+"""The command line: `magic-proxy`."""
+
+import typer
+
+from proxy import __version__
+from proxy.cli import check, keys, serve
+from proxy.cli.demo import run_demo
+from proxy.cli.options import JsonOutput
+from proxy.cli.output import print_json
+
+app = typer.Typer(
+    name="magic-proxy",
+    help="An OpenAI-compatible caching reverse proxy.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+
+app.command("serve")(serve.serve)
+app.command("check")(check.check)
+app.command("key")(keys.key)
+app.command("explain")(keys.explain)
+app.command("hash-key")(keys.hash_key_command)
+
+
+@app.command("demo")
+def demo() -> None:
+    """Show hits and misses offline: OpenAI's SDK, the proxy, and a stand-in upstream."""
+    raise typer.Exit(run_demo())
+
+
+@app.command("version")
+def version(as_json: JsonOutput = False) -> None:
+    """Print the version."""
+    if as_json:
+        print_json({"version": __version__})
+    else:
+        print(__version__)
+
+
+def main() -> None:
+    """The entry point of the distribution."""
+    app()

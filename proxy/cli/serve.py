@@ -1,0 +1,121 @@
+"""`magic-proxy serve`: the server process."""
+
+import asyncio
+import logging
+import math
+import os
+import signal
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import uvicorn
+
+from proxy.cli.logs import configure_logging
+from proxy.cli.options import ConfigFile, settings_file, settings_or_exit
+from proxy.edge.app import Edge, create_app
+from proxy.errors import SettingsError
+from proxy.runtime import Runtime
+from proxy.settings.load import load_settings
+from proxy.settings.models import Settings
+
+log = logging.getLogger("magic_proxy")
+
+
+def serve(
+    config: ConfigFile = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
+    insecure_open: Annotated[
+        bool,
+        typer.Option(
+            "--insecure-open",
+            help="Allow 'clients: open' on an address that other machines reach.",
+        ),
+    ] = False,
+) -> None:
+    """Start the proxy. SIGTERM stops it in order, SIGHUP reads the settings again."""
+    path = settings_file(config)
+    flags = _flags(host, port, insecure_open=insecure_open)
+    settings = settings_or_exit(path, flags)
+    configure_logging(settings.server.log_level.value)
+    log.info("settings: %s", path if path is not None else "defaults (no file)")
+    with asyncio.Runner(loop_factory=event_loop) as runner:
+        started = runner.run(_serve(settings, path, flags))
+    if not started:
+        raise typer.Exit(1)
+
+
+def event_loop() -> asyncio.AbstractEventLoop:
+    """uvloop where it can be had: it halves the cost of a socket."""
+    try:
+        import uvloop  # noqa: PLC0415  # not everywhere to be had
+    except ImportError:  # Windows has none
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+def server_config(app: Edge, settings: Settings) -> uvicorn.Config:
+    """uvicorn as this proxy wants it: its own log off, no headers added to upstreams' answers."""
+    return uvicorn.Config(
+        app,
+        host=settings.server.host,
+        port=settings.server.port,
+        loop="none",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=math.ceil(settings.server.shutdown_grace_seconds),
+    )
+
+
+async def _serve(settings: Settings, path: Path | None, flags: dict[str, Any]) -> bool:
+    app = create_app(settings)
+    server = uvicorn.Server(server_config(app, settings))
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, app.runtime, path, flags)
+    for stop in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn stops on these in order, and raises them again when it has: that is no failure.
+        signal.signal(stop, lambda *_: None)
+    for line in summary(settings):
+        log.info("%s", line)
+    await server.serve()
+    return server.started
+
+
+def _reload(runtime: Runtime, path: Path | None, flags: dict[str, Any]) -> None:
+    """Put the file's settings in force; with a mistake in them, the old ones stay."""
+    try:
+        runtime.reload(load_settings(path, os.environ, flags))
+    except SettingsError as error:
+        for mistake in error.mistakes:
+            log.error("not reloaded, the old settings stay in force: %s", mistake)  # noqa: TRY400  # the place says more than a traceback
+
+
+def summary(settings: Settings) -> list[str]:
+    """What a start says of itself: stores, upstreams, rules."""
+    tiers = ", ".join(tier.value for tier in settings.store.resolved_tiers)
+    upstreams = ", ".join(
+        f"{name} ({len(upstream.keys) or 'client'} key{'s' * (len(upstream.keys) > 1)})"
+        for name, upstream in settings.upstreams.items()
+    )
+    return [
+        f"store: {tiers}",
+        f"upstreams: {upstreams}",
+        f"rules: {len(settings.cache_settings.rules)}",
+        f"listening on http://{settings.server.host}:{settings.server.port}/v1",
+    ]
+
+
+def _flags(host: str | None, port: int | None, *, insecure_open: bool) -> dict[str, Any]:
+    """The options that were given, by the names of the settings that they come before."""
+    given = {
+        "server.host": host,
+        "server.port": port,
+        "server.insecure_open": insecure_open or None,
+    }
+    return {name: value for name, value in given.items() if value is not None}

@@ -1,0 +1,141 @@
+"""What to do with a request: pure, closed, and explained by enum members.
+
+`before_lookup` says whether the cache is asked at all, `after_lookup` what the answer means,
+`may_store` whether the client lets the new answer be kept.
+"""
+
+from dataclasses import dataclass
+from typing import TypeAlias, assert_never
+
+from proxy.core.control import NO_CONTROL, ClientControl
+from proxy.core.entry import Entry
+from proxy.core.freshness import age_seconds, is_fresh, remaining_seconds
+from proxy.core.key import CacheKey, Derivation, NoKey
+from proxy.core.outcome import BypassReason, Forwarded, MissReason
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """Serve this entry."""
+
+    key: CacheKey
+    entry: Entry
+    age_seconds: float
+    ttl_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class LookUp:
+    """Ask the store for this key."""
+
+    key: CacheKey
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Ask the upstream; the answer may become an entry under `key`."""
+
+    key: CacheKey
+    forwarded: Forwarded
+    reason: MissReason
+
+
+@dataclass(frozen=True, slots=True)
+class Bypass:
+    """Ask the upstream as if there were no cache; `field` names what stood in the way."""
+
+    reason: BypassReason
+    field: str | None = None
+
+    @property
+    def forwarded(self) -> Forwarded:
+        """Always `bypass`, as in the header."""
+        return Forwarded.BYPASS
+
+    @property
+    def detail(self) -> str:
+        """The reason, with the field it is about."""
+        return f"{self.reason.value}:{self.field}" if self.field else self.reason.value
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Answer 504: the client wanted a cached answer only."""
+
+    reason: MissReason | BypassReason
+
+
+Decision: TypeAlias = Hit | Forward | Bypass | Refuse
+
+
+def control_of(derivation: Derivation, asked: ClientControl) -> ClientControl:
+    """The control that counts: a rule can refuse to let clients steer."""
+    if derivation.rule is not None and not derivation.rule.client_control:
+        return NO_CONTROL
+    return asked
+
+
+def before_lookup(
+    derivation: Derivation, control: ClientControl, *, enabled: bool
+) -> LookUp | Forward | Bypass | Refuse:
+    """What is known before the store is asked."""
+    key = derivation.key
+    if not enabled:
+        return _without_cache(BypassReason.DISABLED, None, control)
+    if key is None:
+        return _without_cache(bypass_reason(derivation.reason), derivation.field, control)
+    if control.passes:
+        return _without_cache(BypassReason.CLIENT_PASS, None, control)
+    if control.no_cache:
+        if control.only_if_cached:
+            return Refuse(MissReason.NO_CACHE)
+        return Forward(key, Forwarded.REQUEST, MissReason.NO_CACHE)
+    return LookUp(key)
+
+
+def _without_cache(
+    reason: BypassReason, field: str | None, control: ClientControl
+) -> Bypass | Refuse:
+    return Refuse(reason) if control.only_if_cached else Bypass(reason, field)
+
+
+def after_lookup(
+    key: CacheKey, found: Entry | MissReason, control: ClientControl, *, now: float
+) -> Hit | Forward | Refuse:
+    """What the store's answer means at wall time `now`."""
+    if isinstance(found, MissReason):
+        return _forward(key, Forwarded.MISS, found, control)
+    if not is_fresh(found, now):
+        return _forward(key, Forwarded.STALE, MissReason.EXPIRED, control)
+    age = age_seconds(found, now)
+    if control.max_age_seconds is not None and age > control.max_age_seconds:
+        return _forward(key, Forwarded.REQUEST, MissReason.MAX_AGE, control)
+    return Hit(key, found, age, remaining_seconds(found, now))
+
+
+def unservable(key: CacheKey, control: ClientControl) -> Forward | Refuse:
+    """The entry is fresh but can't be put into the form that the request asks for."""
+    return _forward(key, Forwarded.MISS, MissReason.FORM, control)
+
+
+def _forward(
+    key: CacheKey, forwarded: Forwarded, reason: MissReason, control: ClientControl
+) -> Forward | Refuse:
+    return Refuse(reason) if control.only_if_cached else Forward(key, forwarded, reason)
+
+
+def bypass_reason(reason: NoKey | None) -> BypassReason:
+    """Why a derivation without a key bypasses the cache."""
+    match reason:
+        case NoKey.NO_RULE | None:
+            return BypassReason.NO_RULE
+        case NoKey.NO_INCLUDED_FIELD:
+            return BypassReason.NO_KEY_FIELD
+        case NoKey.UNLISTED_FIELD:
+            return BypassReason.UNLISTED_FIELD
+        case NoKey.UNREPRESENTABLE:
+            return BypassReason.UNREPRESENTABLE
+        case NoKey.RESERVED_FIELD:
+            return BypassReason.RESERVED_FIELD
+        case _:
+            assert_never(reason)

@@ -1,0 +1,72 @@
+"""What a body's members must be to be looked up; the rest is the upstream's to judge."""
+
+from collections.abc import Mapping
+
+from proxy.core.wire import Endpoint, JsonValue
+from proxy.errors import MalformedBody
+
+
+def check_fields(endpoint: Endpoint, fields: Mapping[str, JsonValue]) -> None:
+    """Raises `MalformedBody` for members that this proxy reads and that have a wrong type."""
+    model = fields.get("model", "")
+    if not isinstance(model, str):
+        raise _wrong_type("model", "a string", model)
+    if endpoint is Endpoint.CHAT:
+        _check_chat(fields)
+    else:
+        _check_embeddings(fields)
+
+
+def model_name(fields: Mapping[str, JsonValue]) -> str | None:
+    """The client's model name, or None where the body carries none."""
+    name = fields.get("model")
+    return name if isinstance(name, str) else None
+
+
+def input_count(fields: Mapping[str, JsonValue]) -> int | None:
+    """How many vectors an embeddings request asks for; None where `input` has no known shape.
+
+    A string and an array of token numbers are one input; an array of strings or of token arrays is
+    one for each of its items.
+    """
+    given = fields.get("input")
+    if isinstance(given, str):
+        return 1
+    if isinstance(given, list) and given:
+        return 1 if isinstance(given[0], int | float) else len(given)
+    return None
+
+
+def _check_chat(fields: Mapping[str, JsonValue]) -> None:
+    messages = fields.get("messages", [])
+    if not isinstance(messages, list):
+        raise _wrong_type("messages", "an array of objects", messages)
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict):
+            raise _wrong_type(f"messages[{index}]", "an object", message)
+    stream = fields.get("stream")
+    if stream is not None and not isinstance(stream, bool):
+        raise _wrong_type("stream", "a boolean", stream)
+    options = fields.get("stream_options")
+    if options is not None and not isinstance(options, dict):
+        raise _wrong_type("stream_options", "an object", options)
+
+
+def _check_embeddings(fields: Mapping[str, JsonValue]) -> None:
+    given = fields.get("input", "")
+    if not isinstance(given, str | list):
+        raise _wrong_type("input", "a string or an array", given)
+
+
+_JSON_NAMES = {
+    bool: "a boolean", int: "a number", float: "a number", str: "a string",
+    list: "an array", dict: "an object", type(None): "null",
+}  # fmt: skip
+
+
+def _wrong_type(param: str, expected: str, got: JsonValue) -> MalformedBody:
+    return MalformedBody(
+        f"Invalid type for '{param}': expected {expected}, but got {_JSON_NAMES[type(got)]} instead.",
+        param=param,
+        code="invalid_type",
+    )

@@ -1,0 +1,84 @@
+"""The outcome: one value that tells what happened to a request.
+
+Header, metric, log line and explanation are renderings of it, so they can't disagree.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from proxy.core.entry import Usage
+
+
+class XCache(StrEnum):
+    """The one-word summary, as in the `X-Cache` header."""
+
+    HIT = "HIT"  # answered from a fresh entry
+    MISS = "MISS"  # forwarded; could have been a hit
+    BYPASS = "BYPASS"  # forwarded; the cache was not asked
+    STALE = "STALE"  # answered from an entry past its freshness
+    ERROR = "ERROR"  # answered by the proxy itself, with an error
+
+
+class Forwarded(StrEnum):
+    """Why a request went upstream: the `fwd` values of RFC 9211 section 2.2 that apply here."""
+
+    MISS = "miss"  # no entry that could serve it
+    BYPASS = "bypass"  # the cache was not consulted
+    REQUEST = "request"  # there may be a fresh entry, but the client did not want it
+    STALE = "stale"  # the entry found was no longer fresh
+
+
+class MissReason(StrEnum):
+    """What a look-up came back with, where it was not a hit."""
+
+    ABSENT = "absent"  # nothing is stored under the key
+    EXPIRED = "expired"  # an entry was there, past its freshness
+    UNREADABLE = "unreadable"  # stored bytes did not decode to this entry; they were deleted
+    STORE_DOWN = "store-down"  # the store did not answer in time, or its circuit is open
+    FORM = "form"  # the entry can't be served in the form asked for (a usage chunk it lacks)
+    NO_CACHE = "no-cache"  # the client asked for a new answer
+    MAX_AGE = "max-age"  # the entry is older than the client allows
+
+
+class BypassReason(StrEnum):
+    """Why the cache was not asked at all."""
+
+    DISABLED = "disabled"  # `cache_settings.enabled` is false
+    NO_RULE = "no-rule"  # no rule matches the request
+    NO_KEY_FIELD = "no-key-field"  # the request carries none of the rule's fields
+    UNLISTED_FIELD = "unlisted-field"  # a field outside the key changes the answer
+    UNREPRESENTABLE = "unrepresentable"  # the body can't be represented exactly
+    RESERVED_FIELD = "reserved-field"  # the body has a member that the key derivation reserves
+    CLIENT_PASS = "client-pass"  # noqa: S105  # no-cache and no-store together
+    NOT_CACHEABLE = "not-cacheable"  # the endpoint or method is not a cached one
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What happened to one request.
+
+    `stored` is None while it is not known (a stream under way). `detail` is a reason's value, with
+    the field it is about after a colon. Times in seconds; `digest` is the key's digest in hex.
+    """
+
+    x_cache: XCache
+    endpoint: str
+    status: int = 0
+    model: str = ""
+    rule: str | None = None
+    digest: str | None = None
+    forwarded: Forwarded | None = None
+    forward_status: int | None = None
+    stored: bool | None = None
+    collapsed: bool = False
+    ttl_seconds: float | None = None
+    age_seconds: float | None = None
+    detail: str | None = None
+    not_stored: str | None = None
+    usage: Usage | None = None
+    stream: bool = False
+    upstream: str | None = None
+    client: str | None = None
+    request_id: str = ""
+    complete: bool = True
+    duration_seconds: float = 0.0

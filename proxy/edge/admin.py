@@ -1,0 +1,48 @@
+"""The admin API: why was this a miss?"""
+
+import orjson
+from fastapi import APIRouter, Request, Response
+
+from proxy.core.wire import Endpoint
+from proxy.edge.asgi import too_large
+from proxy.engine.base import Call
+from proxy.errors import RequestError
+from proxy.runtime import Runtime
+
+
+def admin_routes(runtime: Runtime) -> APIRouter:
+    """The routes under `/admin`; each needs an admin key."""
+    routes = APIRouter(prefix="/admin", include_in_schema=False)
+
+    @routes.post("/explain")
+    async def explain(request: Request, endpoint: str = "chat") -> Response:
+        """Explain what the cache would do with this body, sent with these headers."""
+        snapshot = runtime.snapshot
+        headers = tuple(request.headers.raw)
+        snapshot.access.require_admin(headers)
+        body = await request.body()
+        if len(body) > snapshot.max_body_bytes:
+            raise too_large(snapshot.max_body_bytes)
+        call = Call(
+            endpoint=_endpoint(endpoint),
+            path="",
+            query="",
+            headers=headers,
+            body=body,
+            identity=snapshot.access.identify(headers),
+            request_id=runtime.request_ids.next(),
+        )
+        explained = await snapshot.service.explain(call)
+        return Response(orjson.dumps(explained.as_dict()), media_type="application/json")
+
+    return routes
+
+
+def _endpoint(name: str) -> Endpoint:
+    try:
+        return Endpoint(name)
+    except ValueError:
+        known = ", ".join(repr(endpoint.value) for endpoint in Endpoint)
+        raise RequestError(
+            f"Unknown endpoint {name!r}: one of {known}.", param="endpoint", code="invalid_value"
+        ) from None

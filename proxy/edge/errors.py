@@ -1,0 +1,36 @@
+"""One error shape on every route: the framework's own errors go into the envelope too."""
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+
+from proxy.errors import ProxyError, RequestError, UnknownRoute
+
+
+class MethodNotAllowed(RequestError):
+    """The path is known, the method is not."""
+
+    status = 405
+    code = "method_not_allowed"
+
+
+def install_error_shape(app: FastAPI) -> None:
+    """Have every error of the framework's routes leave in the OpenAI envelope."""
+
+    @app.exception_handler(ProxyError)
+    async def proxy_error(_: Request, error: ProxyError) -> Response:
+        return enveloped(error)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        where = f"{request.method} {request.url.path}"
+        if error.status_code == MethodNotAllowed.status:
+            return enveloped(MethodNotAllowed(f"Not allowed: {where}."))
+        return enveloped(UnknownRoute(f"Unknown request URL: {where}."))
+
+
+def enveloped(error: ProxyError) -> Response:
+    """The error as a response."""
+    return Response(
+        orjson.dumps(error.envelope()), status_code=error.status, media_type="application/json"
+    )

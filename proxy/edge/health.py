@@ -1,0 +1,36 @@
+"""Health, readiness and metrics, for whoever watches the process."""
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+
+from proxy.runtime import Runtime
+
+
+def health_routes(runtime: Runtime) -> APIRouter:
+    """The routes of `/healthz`, `/readyz` and `/metrics`."""
+    routes = APIRouter(include_in_schema=False)
+
+    @routes.get("/healthz")
+    async def healthz() -> Response:
+        """The process answers."""
+        return JSONResponse({"status": "ok"})
+
+    @routes.get("/readyz")
+    async def readyz() -> Response:
+        """Ready to serve; a store that is down costs misses, so it is told but does not count."""
+        stores = {
+            report.name: "up" if report.available else "down"
+            for report in await runtime.store_reports()
+        }
+        ready = runtime.serving
+        return JSONResponse(
+            {"status": "ready" if ready else "starting", "stores": stores},
+            status_code=200 if ready else 503,
+        )
+
+    @routes.get("/metrics")
+    async def metrics() -> Response:
+        """All metrics in the text format of Prometheus."""
+        return Response(await runtime.exposition(), media_type="text/plain; version=0.0.4")
+
+    return routes

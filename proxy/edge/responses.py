@@ -1,0 +1,54 @@
+"""Sending answers: framing is decided here, and nowhere else."""
+
+import logging
+from contextlib import aclosing
+
+from proxy.core.outcome import Outcome, XCache
+from proxy.edge.asgi import Send
+from proxy.engine.answers import error_answer
+from proxy.engine.base import Answer, BodyStream, HeaderList
+from proxy.errors import ProxyError, UpstreamError
+
+log = logging.getLogger("magic_proxy.edge")
+
+_FRAMING = frozenset({b"content-length", b"transfer-encoding", b"connection"})
+
+
+async def send_answer(answer: Answer, send: Send) -> None:
+    """Send a whole body with its length, or a streamed one chunk by chunk as it comes."""
+    headers = [pair for pair in answer.headers if pair[0].lower() not in _FRAMING]
+    if isinstance(answer.body, bytes):
+        headers.append((b"content-length", b"%d" % len(answer.body)))
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        await send({"type": "http.response.body", "body": answer.body})
+        return
+    await send_stream(answer.status, headers, answer.body, send)
+
+
+async def send_stream(status: int, headers: HeaderList, body: BodyStream, send: Send) -> None:
+    """Send a body as it comes; one that breaks off upstream breaks off here too.
+
+    Returning without a last chunk makes the server close the connection, so that the client sees
+    an unfinished body and never a clean end that was invented.
+    """
+    async with aclosing(body):
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        try:
+            async for chunk in body:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        except UpstreamError as error:
+            log.warning("an answer broke off upstream: %s", error.message)
+            return
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def early_error(error: ProxyError, *, endpoint: str, request_id: str) -> tuple[Answer, Outcome]:
+    """The answer to a request that never reached the engine, and the outcome that it tells."""
+    outcome = Outcome(
+        x_cache=XCache.ERROR,
+        endpoint=endpoint,
+        status=error.status,
+        detail=error.error_code,
+        request_id=request_id,
+    )
+    return error_answer(error, outcome), outcome

@@ -1,0 +1,66 @@
+"""What the edge and the engine hand each other."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from proxy.access.base import Identity
+from proxy.core.outcome import Outcome
+from proxy.core.wire import Endpoint, Headers
+
+HeaderList = list[tuple[bytes, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request to a cacheable endpoint, authenticated and read whole.
+
+    `path` is the raw path after the API root, `query` the raw query string without `?`.
+    """
+
+    endpoint: Endpoint
+    path: str
+    query: str
+    headers: Headers
+    body: bytes
+    identity: Identity
+    request_id: str
+
+
+class BodyStream(Protocol):
+    """A body that arrives in pieces; whoever holds it closes it, read to its end or not."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+    async def aclose(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What goes back to the client. `headers` are complete but for the framing."""
+
+    status: int
+    headers: HeaderList
+    body: bytes | BodyStream
+
+
+class Observer(Protocol):
+    """Is told of each request once, when it is over."""
+
+    def told(self, outcome: Outcome) -> None: ...
+
+
+class StorageObserver(Protocol):
+    """Is told what the engine's own storage work came to."""
+
+    def store_failed(self, operation: str) -> None:
+        """A read or write of the store failed; it cost a miss or a lost entry."""
+        ...
+
+    def write_dropped(self) -> None:
+        """The write queue was full."""
+        ...
+
+    def entry_unreadable(self) -> None:
+        """Stored bytes did not decode to the entry asked for, and were deleted."""
+        ...

@@ -1,0 +1,71 @@
+"""Why was this a miss? The decision on a call, told instead of carried out."""
+
+from dataclasses import dataclass
+
+from proxy.core.control import NO_CONTROL
+from proxy.core.decision import Bypass, Hit, LookUp, after_lookup, before_lookup
+from proxy.core.entry import Entry
+from proxy.core.explain import explain
+from proxy.core.freshness import age_seconds, remaining_seconds
+from proxy.core.key import Derivation
+from proxy.core.outcome import MissReason, XCache
+from proxy.core.wire import JsonValue
+from proxy.engine.entries import Entries
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """What would happen to a request now, why, and what the store holds for it."""
+
+    verdict: XCache
+    reason: str | None
+    derivation: dict[str, JsonValue]
+    stored: dict[str, JsonValue] | None
+
+    def as_dict(self) -> dict[str, JsonValue]:
+        """The same as JSON values."""
+        return {
+            "would_be": self.verdict.value,
+            "reason": self.reason,
+            **self.derivation,
+            "stored": self.stored,
+        }
+
+
+async def explained(
+    derivation: Derivation, entries: Entries, *, enabled: bool, key_prefix: str, now: float
+) -> Explained:
+    """The decision for a derivation, with the entry looked at but neither served nor touched."""
+    told = explain(derivation, key_prefix).as_dict()
+    looked = before_lookup(derivation, NO_CONTROL, enabled=enabled)
+    if isinstance(looked, Bypass):
+        return Explained(XCache.BYPASS, looked.detail, told, None)
+    assert isinstance(looked, LookUp)
+    store_key = looked.key.store_key(key_prefix)
+    found = entries.get_now(store_key) or await entries.get(store_key)
+    decision = after_lookup(looked.key, found, NO_CONTROL, now=now)
+    stored = _entry(found, now) if isinstance(found, Entry) else None
+    if isinstance(decision, Hit):
+        return Explained(XCache.HIT, None, told, stored)
+    reason = found if isinstance(found, MissReason) else MissReason.EXPIRED
+    return Explained(XCache.MISS, reason.value, told, stored)
+
+
+def _entry(entry: Entry, now: float) -> dict[str, JsonValue]:
+    usage = entry.usage
+    return {
+        "rule": entry.rule,
+        "form": entry.form.value,
+        "age_seconds": round(age_seconds(entry, now), 3),
+        "ttl_seconds": round(remaining_seconds(entry, now), 3),
+        "payload_bytes": len(entry.payload),
+        "profile": entry.profile,
+        "fallback": entry.fallback,
+        "usage": None
+        if usage is None
+        else {
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "total_tokens": usage.total_tokens,
+        },
+    }

@@ -1,0 +1,79 @@
+"""A call, read and derived: all that is known of it before any waiting."""
+
+from dataclasses import dataclass
+
+from proxy.core.canonical import parse_body
+from proxy.core.control import ClientControl, client_control
+from proxy.core.decision import control_of
+from proxy.core.fields import check_fields, input_count, model_name
+from proxy.core.key import Derivation, derive, make_scope
+from proxy.core.matching import RuleSet
+from proxy.core.replay import Wanted, wanted_from
+from proxy.core.request import CacheableRequest
+from proxy.core.wire import Endpoint, Headers
+from proxy.engine.base import Call
+from proxy.upstream.base import Chain, Forwarder
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the pure core makes of a call. `inputs` counts the vectors an embeddings call wants."""
+
+    call: Call
+    chain: Chain
+    derivation: Derivation
+    control: ClientControl
+    wanted: Wanted
+    inputs: int | None
+    started: float
+
+
+def cacheable_request(call: Call, forwarder: Forwarder) -> tuple[CacheableRequest, Chain]:
+    """The call as the core sees it, and where its model leads.
+
+    Raises `MalformedBody` and `UnknownModel`.
+    """
+    body = parse_body(call.body)
+    check_fields(call.endpoint, body.fields)
+    chain = forwarder.resolve(model_name(body.fields))
+    scope = make_scope(
+        tenant=call.identity.tenant,
+        credential=call.identity.credential,
+        account_headers=account_values(call.headers, forwarder.account_headers(chain)),
+        query=call.query,
+    )
+    request = CacheableRequest(
+        endpoint=call.endpoint,
+        model=chain.model,
+        fields=body.fields,
+        scope=scope,
+        headers=call.headers,
+        flaw=body.flaw,
+    )
+    return request, chain
+
+
+def account_values(headers: Headers, names: tuple[bytes, ...]) -> tuple[tuple[str, str], ...]:
+    """The headers that choose an account, as sent, in the order of their names."""
+    return tuple(
+        sorted(
+            (name.decode("latin-1"), value.decode("latin-1"))
+            for name, value in headers
+            if name in names
+        )
+    )
+
+
+def make_plan(call: Call, forwarder: Forwarder, rules: RuleSet, *, started: float) -> Plan:
+    """Read the body, resolve the model, derive the key. Raises `RequestError`."""
+    request, chain = cacheable_request(call, forwarder)
+    derivation = derive(request, rules)
+    return Plan(
+        call=call,
+        chain=chain,
+        derivation=derivation,
+        control=control_of(derivation, client_control(call.headers)),
+        wanted=wanted_from(call.endpoint, request.fields),
+        inputs=input_count(request.fields) if call.endpoint is Endpoint.EMBEDDINGS else None,
+        started=started,
+    )

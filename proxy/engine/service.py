@@ -1,0 +1,196 @@
+"""The service: drives the pure decisions, and does what they say."""
+
+from dataclasses import dataclass
+from typing import assert_never
+
+from proxy.clock import Clock
+from proxy.core.decision import (
+    Bypass,
+    Decision,
+    Forward,
+    Hit,
+    LookUp,
+    Refuse,
+    after_lookup,
+    before_lookup,
+    unservable,
+)
+from proxy.core.entry import Entry, Usage
+from proxy.core.key import CacheKey
+from proxy.core.matching import RuleSet
+from proxy.core.outcome import Forwarded, Outcome, XCache
+from proxy.core.replay import FreshIds, render
+from proxy.engine.answers import error_answer, hit_answer
+from proxy.engine.base import Answer, Call, Observer
+from proxy.engine.entries import Entries
+from proxy.engine.explaining import Explained, explained
+from proxy.engine.forwarding import Forwarding
+from proxy.engine.plan import Plan, make_plan
+from proxy.errors import NotCached, ProxyError
+from proxy.upstream.base import Forwarder
+
+
+@dataclass(frozen=True, slots=True)
+class CachePolicy:
+    """What the operator set for the cache as a whole."""
+
+    rules: RuleSet
+    enabled: bool = True
+    key_prefix: str = "magic_proxy:cache:"
+    expose_key: bool = False
+
+
+class CacheService:
+    """Answers calls to cacheable endpoints, under one configuration."""
+
+    def __init__(
+        self,
+        policy: CachePolicy,
+        entries: Entries,
+        forwarder: Forwarder,
+        clock: Clock,
+        observer: Observer,
+    ) -> None:
+        self._policy = policy
+        self._entries = entries
+        self._forwarder = forwarder
+        self._clock = clock
+        self._observer = observer
+        self._forwarding = Forwarding(entries, forwarder, clock, observer)
+
+    def begin(self, call: Call) -> Answer | Plan:
+        """The answer, if it is a hit that needs no waiting; else the plan for `finish`.
+
+        Raises `RequestError`.
+        """
+        plan = make_plan(call, self._forwarder, self._policy.rules, started=self._clock.monotonic())
+        looked = before_lookup(plan.derivation, plan.control, enabled=self._policy.enabled)
+        if isinstance(looked, LookUp):
+            found = self._entries.get_now(self.store_key(looked.key))
+            if isinstance(found, Entry):
+                decision = after_lookup(looked.key, found, plan.control, now=self._clock.wall())
+                if isinstance(decision, Hit):
+                    return self._hit(plan, decision) or plan
+        return plan
+
+    async def finish(self, plan: Plan) -> Answer:
+        """The answer to a planned call; a proxy error becomes its envelope."""
+        try:
+            return await self._answer(plan, await self._decide(plan))
+        except ProxyError as error:
+            outcome = self._outcome(
+                plan, XCache.ERROR, status=error.status, detail=error.error_code
+            )
+            self._observer.told(outcome)
+            return error_answer(error, outcome, with_key=self._shows_key(plan.call))
+
+    async def explain(self, call: Call) -> Explained:
+        """What would happen to the call, without doing it. Raises `RequestError`."""
+        plan = make_plan(call, self._forwarder, self._policy.rules, started=0.0)
+        return await explained(
+            plan.derivation,
+            self._entries,
+            enabled=self._policy.enabled,
+            key_prefix=self._policy.key_prefix,
+            now=self._clock.wall(),
+        )
+
+    def store_key(self, key: CacheKey) -> str:
+        """The full store key under this configuration's prefix."""
+        return key.store_key(self._policy.key_prefix)
+
+    async def _decide(self, plan: Plan) -> Decision:
+        looked = before_lookup(plan.derivation, plan.control, enabled=self._policy.enabled)
+        if not isinstance(looked, LookUp):
+            return looked
+        store_key = self.store_key(looked.key)
+        found = self._entries.get_now(store_key)
+        if found is None:
+            found = await self._entries.get(store_key)
+        return after_lookup(looked.key, found, plan.control, now=self._clock.wall())
+
+    async def _answer(self, plan: Plan, decision: Decision) -> Answer:
+        with_key = self._shows_key(plan.call)
+        match decision:
+            case Hit(key=key):
+                answer = self._hit(plan, decision)
+                return answer or await self._answer(plan, unservable(key, plan.control))
+            case Forward():
+                outcome = self._outcome(
+                    plan,
+                    XCache.MISS,
+                    forwarded=decision.forwarded,
+                    detail=decision.reason.value,
+                )
+                store_key = self.store_key(decision.key)
+                return await self._forwarding.forward(plan, outcome, store_key, with_key=with_key)
+            case Bypass():
+                outcome = self._outcome(
+                    plan,
+                    XCache.BYPASS,
+                    forwarded=decision.forwarded,
+                    detail=decision.detail,
+                )
+                return await self._forwarding.forward(plan, outcome, None, with_key=with_key)
+            case Refuse(reason=reason):
+                raise NotCached(
+                    f"Only a cached answer was asked for, and there is none: {reason.value}."
+                )
+            case _:
+                assert_never(decision)
+
+    def _hit(self, plan: Plan, hit: Hit) -> Answer | None:
+        """The entry in the form that the request wants, or None where it can't be put into it."""
+        call, rule = plan.call, plan.derivation.rule
+        fresh = None
+        if rule is not None and rule.fresh_ids:
+            fresh = FreshIds(id=f"chatcmpl-{call.request_id}", created=int(self._clock.wall()))
+        rendered = render(hit.entry, call.endpoint, plan.wanted, fresh=fresh)
+        if rendered is None:
+            return None
+        outcome = self._outcome(
+            plan,
+            XCache.HIT,
+            status=hit.entry.status,
+            ttl_seconds=hit.ttl_seconds,
+            age_seconds=hit.age_seconds,
+            usage=hit.entry.usage,
+        )
+        self._observer.told(outcome)
+        return hit_answer(
+            hit.entry, rendered, outcome, call.headers, with_key=self._shows_key(call)
+        )
+
+    def _outcome(
+        self,
+        plan: Plan,
+        x_cache: XCache,
+        *,
+        status: int = 0,
+        forwarded: Forwarded | None = None,
+        detail: str | None = None,
+        ttl_seconds: float | None = None,
+        age_seconds: float | None = None,
+        usage: Usage | None = None,
+    ) -> Outcome:
+        call, derivation = plan.call, plan.derivation
+        return Outcome(
+            x_cache=x_cache,
+            endpoint=call.endpoint.value,
+            status=status,
+            model=plan.chain.model,
+            rule=derivation.rule.name if derivation.rule is not None else None,
+            digest=derivation.key.digest if derivation.key is not None else None,
+            forwarded=forwarded,
+            ttl_seconds=ttl_seconds,
+            age_seconds=age_seconds,
+            detail=detail,
+            usage=usage,
+            stream=plan.wanted.stream,
+            client=call.identity.client,
+            request_id=call.request_id,
+            duration_seconds=self._clock.monotonic() - plan.started,
+        )
+
+    def _shows_key(self, call: Call) -> bool:
+        return self._policy.expose_key or call.identity.admin

@@ -1,0 +1,58 @@
+"""From a recording to an entry, and the reasons to leave an answer unstored that the call gives."""
+
+from proxy.core.entry import Entry
+from proxy.core.freshness import lifetime_seconds
+from proxy.core.recording import NotStored, Recording
+from proxy.core.rules import Rule
+from proxy.core.stored_headers import stored_headers
+from proxy.core.wire import Headers, header
+from proxy.engine.plan import Plan
+from proxy.upstream.base import Exchange
+
+
+def lifetime_of(rule: Rule, exchange: Exchange) -> float:
+    """Seconds for which this exchange's answer may be served under the rule."""
+    value = header(exchange.response.headers, b"cache-control") if rule.honor_upstream else None
+    return lifetime_seconds(
+        rule,
+        fallback=exchange.fallback,
+        cache_control=value.decode("latin-1") if value is not None else None,
+    )
+
+
+def refusal(plan: Plan, exchange: Exchange) -> NotStored | None:
+    """Why the answer may not be stored whatever it is, or None."""
+    if plan.control.no_store:
+        return NotStored.CLIENT_NO_STORE
+    if exchange.response.status != 200:  # noqa: PLR2004  # the one status whose body is an answer
+        return NotStored.STATUS
+    rule = plan.derivation.rule
+    if rule is not None and lifetime_of(rule, exchange) <= 0:
+        return NotStored.NO_LIFETIME
+    return None
+
+
+def entry_of(
+    plan: Plan, rule: Rule, exchange: Exchange, recording: Recording, *, store_key: str, now: float
+) -> Entry:
+    """The entry for a recording, fresh from `now` on for the rule's lifetime."""
+    until = now + lifetime_of(rule, exchange)
+    return Entry(
+        key=store_key,
+        model=plan.chain.model,
+        rule=rule.name,
+        stored_at=now,
+        fresh_until=until,
+        expires_at=until,
+        form=recording.form,
+        status=exchange.response.status,
+        headers=stored_headers(_lower(exchange.response.headers)),
+        usage=recording.usage,
+        payload=recording.payload,
+        profile=exchange.profile,
+        fallback=exchange.fallback,
+    )
+
+
+def _lower(headers: Headers) -> Headers:
+    return tuple((name.lower(), value) for name, value in headers)

@@ -1,0 +1,203 @@
+"""The outcome as Prometheus metrics, and what the parts say of themselves when scraped."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.exposition import generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from proxy.core.entry import Usage
+from proxy.core.outcome import Outcome, XCache
+from proxy.stores.base import StoreStats
+from proxy.upstream.keypool import KeyState, KeyStatus
+
+# From a hit in memory to an answer of reasoning models that takes minutes.
+_BUCKETS = (
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
+    1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What a million tokens cost, in whatever currency the operator counts."""
+
+    prompt_per_million: float
+    completion_per_million: float
+
+    def of(self, usage: Usage) -> float:
+        """The cost of one answer."""
+        return (
+            usage.prompt_tokens * self.prompt_per_million
+            + usage.completion_tokens * self.completion_per_million
+        ) / 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class StoreReport:
+    """One tier at the time of a scrape."""
+
+    name: str
+    available: bool
+    stats: StoreStats
+
+
+class Metrics:
+    """All metrics of one process, in a registry of their own."""
+
+    def __init__(self, prices: Mapping[str, Price]) -> None:
+        self.registry = CollectorRegistry()
+        self._prices = tuple(prices.items())
+        self._requests = self._counter(
+            "magic_proxy_requests", "Requests answered.", "endpoint", "outcome"
+        )
+        self._seconds = Histogram(
+            "magic_proxy_request_seconds",
+            "Time from the request's last byte to the answer's last byte.",
+            ("endpoint", "outcome"),
+            buckets=_BUCKETS,
+            registry=self.registry,
+        )
+        self._bypass = self._counter(
+            "magic_proxy_bypass", "Requests for which the cache was not asked.", "reason"
+        )
+        self._miss = self._counter("magic_proxy_miss", "Look-ups that were no hit.", "reason")
+        self._not_stored = self._counter(
+            "magic_proxy_not_stored", "Answers that were not stored.", "reason"
+        )
+        self._tokens = self._counter(
+            "magic_proxy_tokens",
+            "Tokens that upstreams billed, and that hits saved.",
+            "kind",
+            "direction",
+        )
+        self._cost = self._counter(
+            "magic_proxy_cost", "Cost billed and saved, for models with a price.", "kind"
+        )
+        self._incomplete = self._counter(
+            "magic_proxy_incomplete_answers",
+            "Answers that broke off, by the upstream or by the client.",
+            "endpoint",
+        )
+        self._store_errors = self._counter(
+            "magic_proxy_store_errors", "Failed operations of the store.", "operation"
+        )
+        self._dropped = self._counter(
+            "magic_proxy_writes_dropped", "Entries dropped because the write queue was full."
+        )
+        self._unreadable = self._counter(
+            "magic_proxy_entries_unreadable", "Stored bytes that were no readable entry; deleted."
+        )
+        self._bound: dict[tuple[str, XCache], tuple[Counter, Histogram]] = {}
+
+    def told(self, outcome: Outcome) -> None:
+        """Count one request."""
+        place = (outcome.endpoint, outcome.x_cache)
+        bound = self._bound.get(place)
+        if bound is None:
+            labels = (outcome.endpoint, outcome.x_cache.value.lower())
+            bound = self._requests.labels(*labels), self._seconds.labels(*labels)
+            self._bound[place] = bound
+        bound[0].inc()
+        bound[1].observe(outcome.duration_seconds)
+        if outcome.usage is not None:
+            self._count_usage(outcome, outcome.usage)
+        if outcome.x_cache is not XCache.HIT:
+            self._count_reasons(outcome)
+
+    def store_failed(self, operation: str) -> None:
+        self._store_errors.labels(operation).inc()
+
+    def write_dropped(self) -> None:
+        self._dropped.inc()
+
+    def entry_unreadable(self) -> None:
+        self._unreadable.inc()
+
+    def add_collector(self, collect: Callable[[], Iterable[Metric]]) -> None:
+        """Have `collect` asked at each scrape."""
+        self.registry.register(_Scraped(collect))
+
+    def exposition(self) -> bytes:
+        """The text format of Prometheus."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
+        return Counter(name, documentation, labels, registry=self.registry)
+
+    def _count_reasons(self, outcome: Outcome) -> None:
+        if outcome.detail is not None and outcome.x_cache is XCache.BYPASS:
+            # The field after the colon is the client's text: no label.
+            self._bypass.labels(outcome.detail.partition(":")[0]).inc()
+        if outcome.detail is not None and outcome.x_cache is XCache.MISS:
+            self._miss.labels(outcome.detail).inc()
+        if outcome.not_stored is not None:
+            self._not_stored.labels(outcome.not_stored).inc()
+        if not outcome.complete:
+            self._incomplete.labels(outcome.endpoint).inc()
+
+    def _count_usage(self, outcome: Outcome, usage: Usage) -> None:
+        kind = "saved" if outcome.x_cache in {XCache.HIT, XCache.STALE} else "billed"
+        self._tokens.labels(kind, "prompt").inc(usage.prompt_tokens)
+        self._tokens.labels(kind, "completion").inc(usage.completion_tokens)
+        if (price := self._price(outcome.model)) is not None:
+            self._cost.labels(kind).inc(price.of(usage))
+
+    def _price(self, model: str) -> Price | None:
+        for pattern, price in self._prices:
+            if fnmatchcase(model, pattern):
+                return price
+        return None
+
+
+class _Scraped(Collector):
+    def __init__(self, collect: Callable[[], Iterable[Metric]]) -> None:
+        self._collect = collect
+
+    def collect(self) -> Iterable[Metric]:
+        return self._collect()
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing in advance: a registry would otherwise scrape at registration."""
+        return ()
+
+
+def store_metrics(reports: Iterable[StoreReport]) -> Iterable[Metric]:
+    """The tiers' state as gauges; what a tier can't say is left out."""
+    up = GaugeMetricFamily("magic_proxy_store_up", "1 while the tier answers.", labels=["store"])
+    entries = GaugeMetricFamily("magic_proxy_store_entries", "Entries held.", labels=["store"])
+    held = GaugeMetricFamily("magic_proxy_store_bytes", "Bytes held.", labels=["store"])
+    for report in reports:
+        up.add_metric([report.name], float(report.available))
+        if report.stats.entries is not None:
+            entries.add_metric([report.name], report.stats.entries)
+        if report.stats.bytes is not None:
+            held.add_metric([report.name], report.stats.bytes)
+    return (up, entries, held)
+
+
+def gauge(name: str, documentation: str, value: float) -> Metric:
+    """One plain gauge, for a scrape."""
+    family = GaugeMetricFamily(name, documentation)
+    family.add_metric([], value)
+    return family
+
+
+def key_metrics(states: Mapping[str, Iterable[KeyStatus]]) -> Iterable[Metric]:
+    """The keys of each upstream's pool, by fingerprint: 1 for the state that each is in."""
+    family = GaugeMetricFamily(
+        "magic_proxy_upstream_key_state",
+        "1 for the state of each upstream key.",
+        labels=["upstream", "key", "state"],
+    )
+    for upstream, keys in states.items():
+        for key in keys:
+            for state in KeyState:
+                family.add_metric(
+                    [upstream, key.fingerprint, state.value], float(key.state is state)
+                )
+    return (family,)

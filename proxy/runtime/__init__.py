@@ -1,0 +1,7 @@
+"""The composition root: the one place that names concrete classes and reads settings."""
+
+from proxy.runtime.runtime import Runtime
+from proxy.runtime.snapshot import Snapshot
+from proxy.settings.models import Settings
+
+__all__ = ["Runtime", "Settings", "Snapshot"]

@@ -1,0 +1,190 @@
+"""From settings to parts."""
+
+from collections.abc import Mapping
+
+from proxy.access.clients import Access, Client, ClientMode
+from proxy.clock import Clock
+from proxy.core.codec import peek_expiry
+from proxy.engine.service import CachePolicy
+from proxy.engine.write_behind import WriteLimits
+from proxy.metrics import Price
+from proxy.settings.compile import compile_rules
+from proxy.settings.models import (
+    OPEN,
+    ModelSettings,
+    RedisSettings,
+    Settings,
+    Tier,
+    UnlistedModels,
+    UpstreamSettings,
+)
+from proxy.stores.base import Store
+from proxy.stores.disk import DiskStore
+from proxy.stores.memory import MemoryStore
+from proxy.stores.redis import RedisStore
+from proxy.stores.tiered import TieredStore
+from proxy.upstream.base import Profile, Timeouts
+from proxy.upstream.config import KeySecret, TransportName, UpstreamConfig
+from proxy.upstream.dispatch import UpstreamSet
+from proxy.upstream.router import Route, Router
+
+_ACCOUNT_HEADERS = ("openai-organization", "openai-project")
+
+
+def build_tiers(settings: Settings, clock: Clock) -> list[Store]:
+    """The tiers in the order to ask."""
+    store = settings.store
+    tiers: list[Store] = []
+    for tier in store.resolved_tiers:
+        match tier:
+            case Tier.MEMORY:
+                tiers.append(MemoryStore(max_bytes=store.memory.max_bytes, clock=clock))
+            case Tier.DISK:
+                tiers.append(
+                    DiskStore(
+                        store.disk.path,
+                        max_bytes=store.disk.max_bytes,
+                        sweep_interval_seconds=store.disk.sweep_interval_seconds,
+                        clock=clock,
+                    )
+                )
+            case Tier.REDIS:
+                tiers.append(_redis(store.redis, clock))
+            case Tier.AUTO:
+                raise AssertionError("resolved_tiers leaves no `auto`")
+    return tiers
+
+
+def _redis(redis: RedisSettings, clock: Clock) -> RedisStore:
+    # Without a URL in the settings, the tier was asked for by name: Redis on this machine.
+    url = redis.url.get_secret_value() if redis.url is not None else "redis://127.0.0.1:6379/0"
+    return RedisStore(
+        url,
+        connect_timeout_seconds=redis.connect_timeout_seconds,
+        timeout_seconds=redis.timeout_seconds,
+        write_timeout_seconds=redis.write_timeout_seconds,
+        max_connections=redis.max_connections,
+        failure_threshold=redis.failure_threshold,
+        retry_seconds=redis.retry_seconds,
+        ca_file=str(redis.ca_file) if redis.ca_file is not None else None,
+        clock=clock,
+    )
+
+
+def combine(tiers: list[Store]) -> Store:
+    """One store over all tiers; a single tier needs no layer above it."""
+    return tiers[0] if len(tiers) == 1 else TieredStore(tiers, expires_at_of=peek_expiry)
+
+
+def write_limits(settings: Settings) -> WriteLimits:
+    """The bounds of the write queue."""
+    store = settings.store
+    return WriteLimits(
+        entries=store.write_queue_entries,
+        bytes=store.write_queue_bytes,
+        compress_above_bytes=store.compress_above_bytes,
+    )
+
+
+def build_policy(settings: Settings) -> CachePolicy:
+    """What the operator set for the cache as a whole."""
+    cache = settings.cache_settings
+    return CachePolicy(
+        rules=compile_rules(settings),
+        enabled=cache.enabled,
+        key_prefix=cache.key_prefix,
+        expose_key=cache.expose_key,
+    )
+
+
+def build_access(settings: Settings) -> Access:
+    """Who may use the proxy."""
+    admins = frozenset(settings.admin.key_hashes)
+    if settings.clients is None:
+        return Access(ClientMode.TRANSPARENT, {}, admins)
+    if settings.clients == OPEN:
+        return Access(ClientMode.OPEN, {}, admins)
+    by_hash = {
+        key_hash: Client(client.name, client.tenant)
+        for client in settings.clients
+        for key_hash in client.key_hashes
+    }
+    return Access(ClientMode.KEYS, by_hash, admins)
+
+
+def build_forwarder(settings: Settings, clock: Clock) -> UpstreamSet:
+    """All upstreams with their pools, and the router over them."""
+    configs = [_upstream(name, upstream) for name, upstream in settings.upstreams.items()]
+    return UpstreamSet(
+        configs,
+        build_router(settings),
+        clock=clock,
+        # Where clients show keys of this proxy, these are secrets that no upstream may see.
+        strip_client_credentials=settings.clients is not None and settings.clients != OPEN,
+    )
+
+
+def build_router(settings: Settings) -> Router:
+    """The model names and where they lead."""
+    return Router(
+        default_upstream=settings.main_upstream,
+        routes={
+            name: _route(name, model, settings.main_upstream)
+            for name, model in settings.models.items()
+        },
+        aliases=settings.aliases,
+        closed=settings.unlisted_models is UnlistedModels.REFUSE,
+    )
+
+
+def _route(name: str, model: ModelSettings, main_upstream: str) -> Route:
+    profile = Profile(
+        name=name,
+        upstream=model.upstream or main_upstream,
+        model=model.model,
+        params=model.params,
+        default_params=model.default_params,
+    )
+    return Route(profile, model.fallbacks)
+
+
+def _upstream(name: str, upstream: UpstreamSettings) -> UpstreamConfig:
+    timeouts = upstream.timeouts
+    proxy = upstream.http_proxy
+    return UpstreamConfig(
+        name=name,
+        base_url=upstream.base_url,
+        keys=tuple(KeySecret(key.secret.get_secret_value(), key.weight) for key in upstream.keys),
+        auth_header=upstream.auth.header,
+        auth_scheme=upstream.auth.scheme,
+        query=tuple(upstream.query.items()),
+        headers=tuple(
+            (header, value.get_secret_value()) for header, value in upstream.headers.items()
+        ),
+        account_headers=(*_ACCOUNT_HEADERS, *upstream.account_headers),
+        request_usage=upstream.request_usage,
+        timeouts=Timeouts(
+            connect_seconds=timeouts.connect_seconds,
+            first_byte_seconds=timeouts.first_byte_seconds,
+            between_bytes_seconds=timeouts.between_bytes_seconds,
+            total_seconds=timeouts.total_seconds,
+        ),
+        max_connections=upstream.max_connections or None,
+        http_proxy=proxy.get_secret_value() if proxy is not None else None,
+        ca_file=str(upstream.ca_file) if upstream.ca_file is not None else None,
+        verify_tls=upstream.verify_tls,
+        transport=TransportName(upstream.transport.value),
+        key_cooldown_seconds=upstream.key_cooldown_seconds,
+        quota_cooldown_seconds=upstream.quota_cooldown_seconds,
+        key_retire_seconds=upstream.key_retire_seconds,
+        wait_for_key_seconds=upstream.wait_for_key_seconds,
+        max_attempts=upstream.max_attempts,
+    )
+
+
+def prices(settings: Settings) -> Mapping[str, Price]:
+    """What models cost, by glob."""
+    return {
+        pattern: Price(price.prompt_per_million, price.completion_per_million)
+        for pattern, price in settings.prices.items()
+    }

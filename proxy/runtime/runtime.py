@@ -1,0 +1,174 @@
+"""One proxy: its parts, from start to stop, and the configuration in force."""
+
+import asyncio
+import logging
+import sys
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from prometheus_client.metrics_core import Metric
+
+from proxy.clock import Clock, SystemClock
+from proxy.core.outcome import Outcome
+from proxy.engine.base import Observer
+from proxy.engine.entries import Entries
+from proxy.engine.service import CacheService
+from proxy.engine.write_behind import WriteBehind
+from proxy.errors import StoreUnavailable
+from proxy.metrics import Metrics, StoreReport, gauge, key_metrics, store_metrics
+from proxy.request_log import RequestLog
+from proxy.runtime.build import (
+    build_access,
+    build_forwarder,
+    build_policy,
+    build_tiers,
+    combine,
+    prices,
+    write_limits,
+)
+from proxy.runtime.request_ids import RequestIds
+from proxy.runtime.snapshot import Snapshot
+from proxy.settings.models import Settings
+from proxy.stores.base import Store, StoreStats
+from proxy.tasks import TaskGroup
+from proxy.upstream.dispatch import UpstreamSet
+
+log = logging.getLogger("magic_proxy")
+
+# What a reload can't change, because it is held for the life of the process.
+_FIXED_SECTIONS = ("server", "store", "prices")
+
+
+@dataclass(frozen=True, slots=True)
+class _Observers:
+    """Tells each of several observers."""
+
+    observers: tuple[Observer, ...]
+
+    def told(self, outcome: Outcome) -> None:
+        for observer in self.observers:
+            observer.told(outcome)
+
+
+class Runtime:
+    """Everything that lives as long as the process. Start and stop it inside one event loop."""
+
+    def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
+        self.clock = clock or SystemClock()
+        self.tasks = TaskGroup()
+        self.serving = False
+        self.request_ids = RequestIds()
+        self.metrics = Metrics(prices(settings))
+        self._settings = settings
+        self._background = TaskGroup()
+        self._tiers: list[Store] = build_tiers(settings, self.clock)
+        self._store = combine(self._tiers)
+        self._request_log: RequestLog | None = None
+        observers: list[Observer] = [self.metrics]
+        if settings.server.access_log:
+            self._request_log = RequestLog(sys.stdout.buffer, self.clock)
+            observers.append(self._request_log)
+        self._observer = _Observers(tuple(observers))
+        self._writes: WriteBehind | None = None
+        self._entries: Entries | None = None
+        self._forwarder: UpstreamSet | None = None
+        self._snapshot: Snapshot | None = None
+        self._reports: list[StoreReport] = []
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The configuration in force."""
+        assert self._snapshot is not None, "the runtime has not been started"
+        return self._snapshot
+
+    async def start(self) -> None:
+        """Open the store, begin to write and to log; a store that is down does not keep it up."""
+        for tier in self._tiers:
+            try:
+                await tier.open()
+            except StoreUnavailable as error:
+                log.warning("store %s is not available at start: %s", tier.name, error.message)
+        self._writes = WriteBehind(
+            self._store, self._background, write_limits(self._settings), self.metrics
+        )
+        self._entries = Entries(self._store, self._writes, self._background, self.metrics)
+        self._writes.start()
+        if self._request_log is not None:
+            self._background.start(self._request_log.run(), name="request-log")
+        self.metrics.add_collector(self._scraped)
+        self._put_in_force(self._settings)
+        self.serving = True
+
+    def reload(self, settings: Settings) -> None:
+        """Put new settings in force for the requests that begin from now on."""
+        for section in _FIXED_SECTIONS:
+            if getattr(settings, section) != getattr(self._settings, section):
+                log.warning("the changes under %r take effect at the next start", section)
+        self._put_in_force(settings)
+        log.info("settings reloaded")
+
+    async def stop(self) -> None:
+        """Finish what is under way within the grace time, write what is queued, and let go."""
+        self.serving = False
+        grace = self._settings.server.shutdown_grace_seconds
+        await self.tasks.drain(grace)
+        if self._writes is not None and not await self._writes.drain(grace):
+            log.warning("%d entries were not written before the stop", len(self._writes))
+        await self._background.cancel()
+        if self._forwarder is not None:
+            await self._forwarder.aclose()
+        await self._store.close()
+        if self._request_log is not None:
+            self._request_log.flush()
+
+    async def store_reports(self) -> list[StoreReport]:
+        """The state of each tier."""
+        return [StoreReport(tier.name, tier.available, await _stats(tier)) for tier in self._tiers]
+
+    async def exposition(self) -> bytes:
+        """The metrics, with what the tiers hold now."""
+        self._reports = await self.store_reports()
+        return self.metrics.exposition()
+
+    def _put_in_force(self, settings: Settings) -> None:
+        assert self._entries is not None
+        if self._snapshot is not None and self._forwarder is not None:
+            # Requests hold on to the snapshot they began with: when the last of them lets go, its
+            # connections can be closed.
+            loop = asyncio.get_running_loop()
+            weakref.finalize(self._snapshot, self._close_later, loop, self._forwarder)
+        self._forwarder = build_forwarder(settings, self.clock)
+        self._snapshot = Snapshot(
+            service=CacheService(
+                build_policy(settings), self._entries, self._forwarder, self.clock, self._observer
+            ),
+            forwarder=self._forwarder,
+            access=build_access(settings),
+            observer=self._observer,
+            max_body_bytes=settings.server.max_body_bytes,
+        )
+
+    def _close_later(self, loop: asyncio.AbstractEventLoop, forwarder: UpstreamSet) -> None:
+        # The last reference may go in another thread.
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(
+                lambda: self._background.start(forwarder.aclose(), name="close-upstreams")
+            )
+
+    def _scraped(self) -> Iterable[Metric]:
+        yield from store_metrics(self._reports)
+        if self._writes is not None:
+            yield gauge(
+                "magic_proxy_write_queue_entries", "Entries on their way.", len(self._writes)
+            )
+        yield gauge("magic_proxy_in_flight", "Requests under way.", self.tasks.count("request"))
+        if self._forwarder is not None:
+            yield from key_metrics(self._forwarder.key_states())
+
+
+async def _stats(tier: Store) -> StoreStats:
+    try:
+        return await tier.stats()
+    except StoreUnavailable:
+        return StoreStats()

@@ -1,0 +1,19 @@
+"""One configuration in force: immutable, replaced as a whole by a reload."""
+
+from dataclasses import dataclass
+
+from proxy.access.clients import Access
+from proxy.engine.base import Observer
+from proxy.engine.service import CacheService
+from proxy.upstream.base import Forwarder
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True)
+class Snapshot:
+    """What a request needs; it keeps the one it began with."""
+
+    service: CacheService
+    forwarder: Forwarder
+    access: Access
+    observer: Observer
+    max_body_bytes: int
