@@ -6,12 +6,13 @@ again by the standard library with every number kept exact.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 import orjson
 
-from proxy.core.exact import VAST, ExactNumber, exact_float, has_other_notation, read_exactly
+from proxy.core.exact import VAST, LongInteger, exact_decimal, read_exactly
 from proxy.core.request import Flaw
 from proxy.core.wire import JsonValue
 from proxy.errors import MalformedBody
@@ -24,13 +25,16 @@ _KINDS: Final = {
     bool: "a boolean",
     int: "a number",
     float: "a number",
-    ExactNumber: "a number",
+    LongInteger: "a number",
     type(None): "null",
 }
 # What a body must hold to be refused by orjson though it is JSON: an escape of a surrogate, or a
 # number beyond a double's range. Without it the slow reading is spared.
 _MAY_BE_FLAWED: Final = re.compile(rb"\\u[dD]|[0-9][eE]\+?[0-9]|[0-9]{309}")
-_LEAVES: Final = frozenset({str, int, bool, type(None), ExactNumber})
+# orjson gives numbers an exponent below 1e-5, ECMAScript below 1e-6.
+_PLAIN_FROM: Final = 1e-6
+_ORJSON_PLAIN_FROM: Final = 1e-5
+_LEAVES: Final = frozenset({str, int, bool, type(None)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,73 +60,83 @@ def parse_body(raw: bytes) -> JsonBody:
     # orjson keeps the last of duplicate members. Every member has one colon, and a colon in a
     # string is written as itself, so equal counts mean that none was dropped; only an escaped
     # colon (\u003a) breaks this, and is read slowly.
-    if raw.count(b":") != written.count(b":") or b"\\u003" in raw:
+    if (
+        raw.count(b":") != written.count(b":")
+        or b"\\u003" in raw
+        or _any_float(parsed, _may_be_rounded)
+    ):
         return _exactly(raw)
-    if _unsettled(parsed):
-        return _exactly(raw) if _holds_vast(parsed) else JsonBody(_settled_members(parsed))
     return JsonBody(parsed)
 
 
 def canonical_json(value: JsonValue) -> bytes:
     """The canonical form; ValueError where there is none (lone surrogates, 255 levels)."""
-    try:
-        return _write(_settled(value) if _unsettled(value) else value)
-    except TypeError:  # an integer beyond 64 bits, or what has no canonical form
+    if not _any_float(value, _is_spelled_otherwise):
         try:
-            return _write(_settled(value))
-        except TypeError as error:
-            raise ValueError(f"no canonical JSON: {error}") from None
+            return _write(value)
+        except TypeError:  # an integer beyond 64 bits, or what has no canonical form
+            pass
+    try:
+        return _write(_spelled(value))
+    except TypeError as error:
+        raise ValueError(f"no canonical JSON: {error}") from None
 
 
-def _write(value: JsonValue) -> bytes:
+def _write(value: object) -> bytes:
     # Sorting UTF-8 bytes is sorting by code point. Escapes are those of RFC 8785.
-    return orjson.dumps(value, default=_fragment, option=orjson.OPT_SORT_KEYS)
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
 
 
-def _fragment(value: object) -> orjson.Fragment:
-    if isinstance(value, ExactNumber):
-        return orjson.Fragment(value.text)
-    raise TypeError
-
-
-def _unsettled(value: JsonValue) -> bool:
-    """Whether any float in `value` would not be written canonically by orjson."""
-    if type(value) is float:
-        return has_other_notation(value)
+def _any_float(value: JsonValue, wanted: Callable[[float], bool]) -> bool:
+    """Whether `wanted` holds for any float in `value`."""
+    if isinstance(value, float):
+        return wanted(value)
     if type(value) is dict:
         for member in value.values():
-            if type(member) not in _LEAVES and _unsettled(member):
+            if type(member) not in _LEAVES and _any_float(member, wanted):
                 return True
     # At C speed over the leaves: token arrays have 100,000 elements.
     elif type(value) is list and not _LEAVES.issuperset(map(type, value)):
-        return any(map(_unsettled, value))
+        return any(_any_float(element, wanted) for element in value)
     return False
 
 
-def _holds_vast(value: JsonValue) -> bool:
-    """Whether any float may stand for an integer that a double can't tell from its neighbour."""
-    if type(value) is float:
-        return not -VAST < value < VAST
+def _may_be_rounded(value: float) -> bool:
+    return not -VAST < value < VAST
+
+
+def _is_spelled_otherwise(value: float) -> bool:
+    """Whether the canonical spelling is not the one that orjson writes."""
+    return (
+        value.is_integer()
+        or _PLAIN_FROM <= abs(value) < _ORJSON_PLAIN_FROM
+        or type(value) is LongInteger
+    )
+
+
+def _spelled(value: JsonValue) -> object:
+    """A copy to be written, with numbers spelled out where orjson would spell otherwise."""
     if type(value) is dict:
-        return any(map(_holds_vast, value.values()))
-    return type(value) is list and any(map(_holds_vast, value))
-
-
-def _settled_members(members: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    return {name: _settled(member) for name, member in members.items()}
-
-
-def _settled(value: JsonValue) -> JsonValue:
-    """A copy in which every number is one that orjson writes canonically."""
-    if type(value) is float:
-        return exact_float(value)
-    if type(value) is int and not -(2**63) <= value < 2**64:
-        return ExactNumber(str(value))
-    if type(value) is dict:
-        return _settled_members(value)
+        return {name: _spelled(member) for name, member in value.items()}
     if type(value) is list:
-        return [_settled(element) for element in value]
+        return [_spelled(element) for element in value]
+    if type(value) is LongInteger:
+        return orjson.Fragment(value.digits)
+    if type(value) is float:
+        return _spelled_float(value)
+    if type(value) is int and not -(2**63) <= value < 2**64:
+        return orjson.Fragment(str(value))
     return value
+
+
+def _spelled_float(value: float) -> object:
+    if not _is_spelled_otherwise(value):
+        return value
+    if value.is_integer():
+        return orjson.Fragment(str(exact_decimal(repr(value))))
+    sign = "-" if value < 0 else ""
+    digits = repr(abs(value)).partition("e")[0].replace(".", "")
+    return orjson.Fragment(f"{sign}0.00000{digits}")
 
 
 def _exactly(raw: bytes) -> JsonBody:

@@ -11,76 +11,49 @@ from proxy.core.wire import JsonValue
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 # From here on neighbouring integers share a double, so the token itself must be read.
 VAST: Final = 2.0**53
-# From here on ECMAScript writes a double with an exponent.
-_EXPONENT_FROM: Final = 1e21
-# orjson gives numbers an exponent below 1e-5, ECMAScript below 1e-6.
-_PLAIN_FROM: Final = 1e-6
-_ORJSON_PLAIN_FROM: Final = 1e-5
-_SHORT: Final = 18  # digits that surely fit 64 bits
+# Python converts at least this many digits, however its limit is set.
+_CONVERTED_DIGITS: Final = 640
 
 
-class ExactNumber(float):
-    """A number that neither int64 nor double holds: `text` is its canonical spelling.
+class LongInteger(float):
+    """An integer too long to convert: `digits` is its spelling.
 
-    The float value is the nearest double (or infinity), good for comparisons with limits only.
+    The float value is infinite, good for comparisons with limits only.
     """
 
-    text: str
+    digits: str
 
-    def __new__(cls, text: str) -> Self:
-        number = super().__new__(cls, text)
-        number.text = text
+    def __new__(cls, digits: str) -> Self:
+        number = super().__new__(cls, digits)
+        number.digits = digits
         return number
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ExactNumber) and self.text == other.text
+        return isinstance(other, LongInteger) and self.digits == other.digits
 
     def __hash__(self) -> int:
-        return hash(self.text)
-
-    def __repr__(self) -> str:
-        return f"ExactNumber({self.text})"
-
-
-def exact_float(value: float) -> JsonValue:
-    """A double as a number that is written canonically: its shortest spelling, read exactly."""
-    return exact_decimal(repr(value))
-
-
-def exact_decimal(token: str) -> JsonValue:
-    """The number of a token with fraction or exponent; infinite where beyond a double's range."""
-    value = float(token)
-    if -VAST < value < VAST:
-        if value.is_integer():
-            return int(value)
-        return _small(value)
-    if isinf(value):
-        return value
-    digits = _integral_digits(token)
-    if digits is None:
-        # A fraction beside 2 ** 53 is lost: the nearest double stands for it.
-        digits = repr(value) if abs(value) >= _EXPONENT_FROM else _integral_digits(repr(value))
-        assert digits is not None
-    return exact_integer(digits)
+        return hash(self.digits)
 
 
 def exact_integer(token: str) -> JsonValue:
-    """The number of an integer token, of any length; never converted when it is long."""
-    if len(token) <= _SHORT:
-        return int(token)
-    return ExactNumber(token)
+    """The number of an integer token, of any length."""
+    return int(token) if len(token) <= _CONVERTED_DIGITS else LongInteger(token)
 
 
-def has_other_notation(value: float) -> bool:
-    """Whether the canonical spelling of a double is not the one that orjson writes."""
-    return value.is_integer() or _PLAIN_FROM <= abs(value) < _ORJSON_PLAIN_FROM
+def exact_decimal(token: str) -> JsonValue:
+    """The number of a token with fraction or exponent.
 
-
-def _small(value: float) -> JsonValue:
-    if has_other_notation(value):
-        sign, digits = ("-", repr(-value)) if value < 0 else ("", repr(value))
-        return ExactNumber(f"{sign}0.00000{digits.partition('e')[0].replace('.', '')}")
-    return value
+    An integer where the token is one; else the nearest double, as an integer where its shortest
+    spelling is one; infinite where it is beyond a double's range.
+    """
+    value = float(token)
+    if not value.is_integer():  # also an infinite one
+        return value
+    if -VAST < value < VAST:
+        return int(value)
+    digits = _integral_digits(token) or _integral_digits(repr(value))
+    assert digits is not None  # every double from 2 ** 53 on is an integer
+    return int(digits)
 
 
 def _integral_digits(token: str) -> str | None:
@@ -98,7 +71,7 @@ def _integral_digits(token: str) -> str | None:
 
 
 def _exponent(text: str) -> int:
-    # Leading zeros go first: int() refuses more than 4,300 digits.
+    # Leading zeros go first: int() refuses too many digits, and counts them.
     sign = -1 if text.startswith("-") else 1
     return sign * int(text.lstrip("+-").lstrip("0") or "0")
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
 
-from proxy.core.exact import ExactNumber
+from proxy.core.exact import LongInteger
 from proxy.core.projection import Projection
 from proxy.core.request import CacheableRequest
 from proxy.core.rules import Rule, When
@@ -115,7 +115,7 @@ def _too_warm(temperature: JsonValue, limit: float) -> str | None:
         if limit >= DEFAULT_TEMPERATURE:
             return None
         return f"temperature is absent, which counts as {DEFAULT_TEMPERATURE}, above {limit}"
-    if type(temperature) not in {int, float, ExactNumber}:
+    if type(temperature) not in {int, float, LongInteger}:
         return "temperature is not a number"
     assert isinstance(temperature, int | float)
     return None if temperature <= limit else f"temperature is above {limit}"
