@@ -1,13 +1,17 @@
 """The documentation and the code use the same words: metrics, reasons, commands, links."""
 
 import ast
+import json
 import re
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 import yaml
 
+from proxy.cli.main import app
 from proxy.core.outcome import BypassReason, MissReason, XCache
 from proxy.core.recording import NotStored
 
@@ -120,3 +124,47 @@ def test_files_named_in_the_docs_exist(page: Path) -> None:
     named = re.findall(r"`((?:deploy|scripts|docs|tests|requirements)/[\w./-]+?)/?`", content)
     missing = [name for name in named if not (ROOT / name).exists()]
     assert missing == []
+
+
+# ---- commands ----
+
+
+def commands() -> dict[str, set[str]]:
+    """The options of each command."""
+    group: Any = typer.main.get_command(app)
+    return {
+        name: {option for parameter in command.params for option in parameter.opts}
+        for name, command in group.commands.items()
+    }
+
+
+def code_spans(page: Path) -> list[str]:
+    return re.findall(r"```.*?```|`[^`\n]+`", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_commands_in_the_docs_exist_with_their_options(page: Path) -> None:
+    known = commands()
+    for span in code_spans(page):
+        for name, rest in re.findall(r"magic-proxy ([a-z][a-z-]*)([^\n|]*)", span):
+            if name in {"and", "in", "is"}:
+                continue
+            assert name in known, (name, rest)
+            options = re.findall(r"(?<![\w-])--[a-z][a-z-]*", rest)
+            assert set(options) <= known[name], (name, options)
+
+
+def test_operations_lists_every_command() -> None:
+    named = re.findall(r"^\| `magic-proxy ([a-z-]+)", text("docs/operations.md"), re.MULTILINE)
+    assert sorted(named) == sorted(commands())
+
+
+def test_the_image_and_the_unit_start_a_command_that_exists() -> None:
+    known = commands()
+    command = re.search(r"^CMD (\[.*\])$", text("Dockerfile"), re.MULTILINE)
+    assert command is not None
+    name, *rest = json.loads(command[1])
+    assert {word for word in rest if word.startswith("--")} <= known[name]
+    unit = text("deploy/systemd/magic-proxy.service")
+    for name, options in re.findall(r"^ExecStart(?:Pre)?=\S+ (\S+)(.*)$", unit, re.MULTILINE):
+        assert set(re.findall(r"--[a-z-]+", options)) <= known[name]
