@@ -7,13 +7,13 @@ from typing import Annotated, Any
 import typer
 
 from proxy.cli.options import JsonOutput, settings_file
-from proxy.cli.output import fail, out, print_json, warn
+from proxy.cli.output import fail, note, out, print_json, warn
 from proxy.errors import Mistake, SettingsError
 from proxy.settings.lint import Finding, Severity, lint
 from proxy.settings.load import load
 
 MISTAKES = 2
-ERRORS = 1
+WARNINGS = 1
 
 
 def check(
@@ -21,13 +21,13 @@ def check(
         Path | None,
         typer.Argument(help="Settings file; default: proxy_config.yaml here, else the defaults."),
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail on warnings too.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail on notes too.")] = False,
     as_json: JsonOutput = False,
 ) -> None:
     """Validate and lint the settings.
 
-    Exits with 0 if all is well, 1 for findings (errors; with --strict also warnings), 2 for
-    mistakes that keep the proxy from starting.
+    Exits with 0 if all is well, 1 for warnings (with --strict also for notes), 2 for mistakes
+    that keep the proxy from starting.
     """
     path = settings_file(file)
     try:
@@ -37,8 +37,8 @@ def check(
         raise typer.Exit(MISTAKES) from None
     findings = lint(loaded.settings, loaded.place_of)
     _report_findings(path, findings, as_json=as_json)
-    if any(strict or finding.severity is Severity.ERROR for finding in findings):
-        raise typer.Exit(ERRORS)
+    if any(strict or finding.severity is Severity.WARNING for finding in findings):
+        raise typer.Exit(WARNINGS)
 
 
 def _report_mistakes(mistakes: list[Mistake], *, as_json: bool) -> None:
@@ -79,7 +79,7 @@ def _report_findings(path: Path | None, findings: list[Finding], *, as_json: boo
         )
         return
     for finding in findings:
-        say = fail if finding.severity is Severity.ERROR else warn
+        say = warn if finding.severity is Severity.WARNING else note
         say(str(finding))
     if not findings:
         out.print(f"[green]ok[/green]: {path if path is not None else 'the defaults'}")

@@ -24,5 +24,10 @@ def warn(message: str) -> None:
     err.print(f"[yellow]warning:[/yellow] {_escaped(message)}", soft_wrap=True)
 
 
+def note(message: str) -> None:
+    """One line about what is fine if it is meant, on standard error."""
+    err.print(f"[cyan]note:[/cyan] {_escaped(message)}", soft_wrap=True)
+
+
 def _escaped(text: str) -> str:
     return text.replace("[", r"\[")

@@ -188,15 +188,17 @@ def _without_index(call: object) -> object:
     return {name: value for name, value in call.items() if name != "index"}
 
 
-def _settle(fields: dict[str, Any], name: str, value: object) -> None:
+def _settle(fields: dict[str, Any], name: str, value: object, depth: int = 0) -> None:
     """A member of a choice, beside its delta: `logprobs`, and what is not known here."""
+    if depth > _MAX_DEPTH:
+        raise NotAssemblable("nested too deeply")
     held = fields.get(name)
     if isinstance(held, dict) and isinstance(value, dict):
         for inner, inner_value in value.items():
             if inner_value is None:
                 held.setdefault(inner, None)
             else:
-                _settle(held, inner, inner_value)
+                _settle(held, inner, inner_value, depth + 1)
     elif isinstance(held, list) and isinstance(value, list):
         held.extend(value)
     else:

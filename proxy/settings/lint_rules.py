@@ -21,6 +21,7 @@ from proxy.settings.models import Settings, UnlistedModels
 class Severity(StrEnum):
     """How bad it is."""
 
+    ERROR = "error"  # clients get answers to other questions
     WARNING = "warning"  # answers may be wrong, money lost, or a rule without effect
     NOTE = "note"  # fine if it is meant
 
@@ -168,7 +169,7 @@ def _content_excluded(rule: RuleSettings, loc: Loc) -> Iterator[Remark]:
         contents = {_CONTENT[endpoint] for endpoint in rule.endpoints}
         if path.takes_all or (path.root in contents and not path.steps):
             yield Remark(
-                Severity.WARNING,
+                Severity.ERROR,
                 Code.FIELD_LEFT_OUT,
                 (*loc, "exclude_from_key", index),
                 f"without `{text}`, requests for different things share a key",
@@ -186,7 +187,7 @@ def _left_out(
     if content not in {path.root for path in paths}:
         bypassed = rule.unlisted_fields is UnlistedFields.BYPASS
         yield Remark(
-            Severity.WARNING,
+            Severity.WARNING if bypassed else Severity.ERROR,
             Code.NO_KEY if bypassed else Code.FIELD_LEFT_OUT,
             here,
             f"without `{content}`, every {endpoint.value} request bypasses the cache"

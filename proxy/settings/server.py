@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from proxy.settings.types import Bytes, Count, Seconds, Section, Text
+from proxy.settings.types import Bytes, NotBool, Seconds, Section, Text
 
 
 class LogLevel(StrEnum):
@@ -21,7 +21,7 @@ class ServerSettings(Section):
     """Where the proxy listens, and how it starts and stops."""
 
     host: Text = Field(default="127.0.0.1", description="Address to listen on.")
-    port: Annotated[Count, Field(le=65535)] = Field(
+    port: Annotated[int, Field(ge=0, le=65535), NotBool] = Field(
         default=8080, description="Port to listen on; 0 takes a free one."
     )
     max_body_bytes: Bytes = Field(

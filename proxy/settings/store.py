@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import (
     AfterValidator,
@@ -52,7 +52,7 @@ def _distinct(tiers: tuple[Tier, ...]) -> tuple[Tier, ...]:
 
 
 _ONE_TIER = {"type": "string", "enum": [str(tier) for tier in Tier]}
-_TIERS_SCHEMA = {
+TIERS_SCHEMA: Final[Mapping[str, Any]] = {
     "anyOf": [
         _ONE_TIER,
         {
@@ -117,7 +117,7 @@ class StoreSettings(Section):
         BeforeValidator(_tiers),
         Field(min_length=1),
         AfterValidator(_distinct),
-        WithJsonSchema(_TIERS_SCHEMA),
+        WithJsonSchema(dict(TIERS_SCHEMA)),
     ] = Field(
         default=(Tier.AUTO,),
         description="`auto`, `memory`, `disk`, `redis`, or a list of tiers in the order to ask. "

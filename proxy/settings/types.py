@@ -159,12 +159,13 @@ PATTERNS: Final[Mapping[str, str]] = {
 }
 
 # Spelled as in the reference (`docs/configuration.md`), which names the types after these.
+NotBool: Final = BeforeValidator(_no_bool)
 Bytes: TypeAlias = Annotated[int, BeforeValidator(_size), Field(ge=1), WithJsonSchema(_SIZE_SCHEMA)]
-Count: TypeAlias = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
-Positive: TypeAlias = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
-Seconds: TypeAlias = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, allow_inf_nan=False)]
-Amount: TypeAlias = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, allow_inf_nan=False)]
-Wait: TypeAlias = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, allow_inf_nan=False)]
+Count: TypeAlias = Annotated[int, Field(ge=0), NotBool]
+Positive: TypeAlias = Annotated[int, Field(ge=1), NotBool]
+Seconds: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False), NotBool]
+Amount: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False), NotBool]
+Wait: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False), NotBool]
 ConfigPath: TypeAlias = Annotated[Path, AfterValidator(_path)]
 HttpUrl: TypeAlias = Annotated[str, AfterValidator(_http_url)]
 Name: TypeAlias = Annotated[str, Field(pattern=NAME_PATTERN)]

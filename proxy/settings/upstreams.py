@@ -16,6 +16,7 @@ from pydantic import (
 
 from proxy.settings.types import (
     ConfigPath,
+    Count,
     HeaderName,
     HeaderValue,
     HttpUrl,
@@ -164,7 +165,7 @@ class UpstreamSettings(Section):
     timeouts: TimeoutSettings = Field(
         default=TimeoutSettings(), description="Time-outs; null is no limit."
     )
-    max_connections: Annotated[int, Field(ge=0)] = Field(
+    max_connections: Count = Field(
         default=1000, description="Most connections of one worker; 0 is no limit."
     )
     http_proxy: Annotated[SecretStr, AfterValidator(_proxy_url)] | None = Field(
