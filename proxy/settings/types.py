@@ -141,7 +141,7 @@ def _header_value(value: str) -> str:
 
 _SIZE_SCHEMA = {
     "anyOf": [
-        {"type": "integer", "minimum": 0},
+        {"type": "integer", "minimum": 1},
         {"type": "string", "pattern": r"^\d+(\.\d+)?\s*([kKmMgGtT]?[iI]?[bB])?$"},
     ]
 }
