@@ -24,6 +24,7 @@ _ROOM_SHARE: Final = 20  # an eviction frees 1/20 of the bound, so that not ever
 _USE_SECONDS: Final = 300.0  # how coarse the last use is kept
 _MOST_MARKS: Final = 10_000
 _PAGE_KEYS: Final = 500
+_VACUUM_PAGES: Final = 16_384  # 64 MiB per sweep: the write lock is held meanwhile
 _READ_SECONDS: Final = 0.5
 _WRITE_SECONDS: Final = 10.0
 _FAILURES: Final = 3
@@ -229,7 +230,8 @@ class DiskStore:
         for key in used:
             self._used.pop(key, None)
         if _one(connection, _FILE_BYTES) > self._max_bytes:
-            connection.execute("PRAGMA incremental_vacuum").fetchall()
+            # As a script: a single execute gives back one page only.
+            connection.executescript(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})")
 
     def _remove_expired(self, connection: sqlite3.Connection) -> None:
         now = self._clock.wall()

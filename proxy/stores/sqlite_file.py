@@ -98,23 +98,28 @@ def _connect(path: Path, *, thorough: bool) -> sqlite3.Connection:
 
 def _prepare(connection: sqlite3.Connection, *, thorough: bool) -> None:
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-    if tables == 0:
+    if tables:
+        # Before anything is set: another program's file is left as it was.
+        _check_ours(connection)
+    else:
         # Both take effect only before there is a table.
         connection.execute("PRAGMA page_size = 4096")
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
-    if tables == 0:
+    if not tables:
         connection.executescript(_SCHEMA)
-        return
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if application != _APPLICATION_ID:
-        raise NotOurFile("another program's database")
-    if version != SCHEMA_VERSION:
-        raise NotOurFile(f"schema version {version}, known is {SCHEMA_VERSION}")
-    if thorough:
+    elif thorough:
         (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if found != "ok":
-            raise NotOurFile(f"damaged: {found}")
+            raise NotOurFile(f"damaged: {' '.join(found.split())}")
+
+
+def _check_ours(connection: sqlite3.Connection) -> None:
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    if application != _APPLICATION_ID:
+        raise NotOurFile("another program's database")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version != SCHEMA_VERSION:
+        raise NotOurFile(f"schema version {version}, known is {SCHEMA_VERSION}")

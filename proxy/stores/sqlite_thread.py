@@ -96,12 +96,9 @@ class SqliteThread:
 
     def _work_off(self, batch: Sequence[_Asked]) -> list[tuple["asyncio.Future[Any]", Any]]:
         try:
-            connection = self._connected()
-            if self._writes:
-                connection.execute("BEGIN IMMEDIATE")
-            results = [job(connection) for job, _ in batch]
-            if self._writes:
-                connection.execute("COMMIT")
+            results = self._attempt(batch)
+            if self._damaged:  # and let go of; now there is a sound file again
+                results = self._attempt(batch)
         except (sqlite3.Error, OSError) as error:
             self._give_up(error)
             failure = StoreUnavailable(f"disk: {error}")
@@ -110,6 +107,23 @@ class SqliteThread:
             self._give_up(error)
             return [(answer, error) for _, answer in batch]
         return [(answer, result) for (_, answer), result in zip(batch, results, strict=True)]
+
+    def _attempt(self, batch: Sequence[_Asked]) -> list[Any]:
+        """The results of all jobs, of one transaction for writes; none from a damaged file."""
+        connection = self._connected()
+        try:
+            if self._writes:
+                connection.execute("BEGIN IMMEDIATE")
+            results = [job(connection) for job, _ in batch]
+            if self._writes:
+                connection.execute("COMMIT")
+        except sqlite3.DatabaseError as error:
+            if not says_damaged(error):
+                raise
+            self._damaged = True
+            self._let_go()
+            return []
+        return results
 
     def _connected(self) -> sqlite3.Connection:
         if self._connection is None:
@@ -120,18 +134,14 @@ class SqliteThread:
 
     def _give_up(self, error: Exception) -> None:
         """Undo the transaction; let go of a file that is damaged."""
-        connection = self._connection
-        if connection is None:
-            return
-        try:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-        except sqlite3.Error:
-            self._let_go()
-            return
         if isinstance(error, sqlite3.Error) and says_damaged(error):
             self._damaged = True
             self._let_go()
+        elif self._connection is not None and self._connection.in_transaction:
+            try:
+                self._connection.execute("ROLLBACK")
+            except sqlite3.Error:
+                self._let_go()
 
     def _let_go(self) -> None:
         connection, self._connection = self._connection, None
