@@ -115,15 +115,24 @@ class _Carrier(ResponseHandler):
 
     uses = 0
     answered = False
+    body: aiohttp.StreamReader | None = None
 
     def set_response_params(self, **params: Any) -> None:
         self.uses += 1
         self.answered = False
+        self.body = None
         super().set_response_params(**params)
 
     def data_received(self, data: bytes) -> None:
         self.answered = True
         super().data_received(data)
+
+    def set_exception(self, exc: BaseException, *cause: BaseException) -> None:
+        """Also tell the body's reader: of a malformed chunk aiohttp does not, and it would hang."""
+        super().set_exception(exc, *cause)
+        if self.body is not None and not self.body.is_eof() and self.body.exception() is None:
+            known = isinstance(exc, aiohttp.ClientError)
+            self.body.set_exception(exc if known else aiohttp.ClientPayloadError("not HTTP"), exc)
 
 
 class _Connector(aiohttp.TCPConnector):
@@ -188,9 +197,11 @@ class _Response:
         connection = response.connection
         if connection is None:  # there is no body, or it came with the headers
             return
-        if connection.protocol is not None:
-            connection.protocol.read_timeout = config.timeouts.between_bytes_seconds
-            connection.protocol.start_timeout()
+        carrier = connection.protocol
+        if isinstance(carrier, _Carrier):
+            carrier.body = response.content
+            carrier.read_timeout = config.timeouts.between_bytes_seconds
+            carrier.start_timeout()
         if deadline is not None:
             self._expiry = asyncio.get_running_loop().call_at(deadline, self._expire)
 
