@@ -14,6 +14,8 @@ import yaml
 from proxy.cli.main import app
 from proxy.core.outcome import BypassReason, MissReason, XCache
 from proxy.core.recording import NotStored
+from proxy.settings.lint import Severity, lint
+from proxy.settings.load import load
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
@@ -168,3 +170,31 @@ def test_the_image_and_the_unit_start_a_command_that_exists() -> None:
     unit = text("deploy/systemd/magic-proxy.service")
     for name, options in re.findall(r"^ExecStart(?:Pre)?=\S+ (\S+)(.*)$", unit, re.MULTILINE):
         assert set(re.findall(r"--[a-z-]+", options)) <= known[name]
+
+
+# ---- settings shown as examples ----
+
+
+def settings_examples() -> list[tuple[str, str]]:
+    """YAML blocks of the docs that are settings, and the settings of the Kubernetes example."""
+    found = [
+        (f"{page.name}-{number}", block)
+        for page in PAGES
+        for number, block in enumerate(
+            re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL), start=1
+        )
+        if page.name != "configuration.md"
+    ]
+    config_map = next(yaml.safe_load_all(text("deploy/kubernetes/magic-proxy.yaml")))
+    return [*found, ("kubernetes", config_map["data"]["proxy_config.yaml"])]
+
+
+@pytest.mark.parametrize(
+    "content", [pytest.param(content, id=name) for name, content in settings_examples()]
+)
+def test_settings_shown_as_examples_are_valid(content: str, tmp_path: Path) -> None:
+    file = tmp_path / "proxy_config.yaml"
+    file.write_text(content.replace("sha256:…", "sha256:" + "0" * 64), encoding="utf-8")
+    loaded = load(file, {"OPENAI_API_KEY": "sk-made-up"})
+    findings = lint(loaded.settings, loaded.place_of)
+    assert [finding for finding in findings if finding.severity is Severity.ERROR] == []
