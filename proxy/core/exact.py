@@ -31,6 +31,10 @@ class LongInteger(float):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, LongInteger) and self.digits == other.digits
 
+    # float brings its own `!=`, which does not ask `==`.
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
     def __hash__(self) -> int:
         return hash(self.digits)
 
