@@ -23,6 +23,7 @@ _ROUND = 6755399441055744.0
 _EXPONENT_BIAS = 127
 _MANTISSA_BITS = 23
 _LAST_EXACT_POWER_OF_TEN = 22
+_LARGEST = 3.4028235e38
 
 
 class NotAVector(ValueError):
@@ -85,7 +86,8 @@ def _shortest(packed: bytes, exact: tuple[float, ...]) -> list[float]:
 
     Between its neighbours' midpoints a binary32 number has at most one multiple of 10**-(p-1), if
     p is the least number of decimals that always reads back for its binary exponent: so rounding
-    to p-1 decimals finds the shortest if it reads back, and else rounding to p decimals does.
+    to p-1 decimals finds the shortest if it reads back, and else rounding to p decimals does. Far
+    from 1, where powers of ten are not exact, a power of two may get a digit more than it needs.
     """
     count = len(exact)
     exponents = [high >> 7 & 0xFF for high in struct.unpack("<" + "2xH" * count, packed)]
@@ -94,24 +96,28 @@ def _shortest(packed: bytes, exact: tuple[float, ...]) -> list[float]:
         (number * scale + _ROUND - _ROUND) / scale
         for number, scale in zip(exact, scales, strict=True)
     ]
-    numbers = _as_binary32(rounded)
-    if numbers != exact or 0.0 in exact:
-        for place, number in enumerate(exact):
-            if numbers[place] != number or number == 0.0:
-                rounded[place] = _shortest_of(number, _FINE[exponents[place]])
+    longer = [
+        place
+        for place, (number, back) in enumerate(zip(exact, _as_binary32(rounded), strict=True))
+        if number != back or not number
+    ]
+    fine = [
+        (exact[place] * (scale := _FINE[exponents[place]]) + _ROUND - _ROUND) / scale
+        for place in longer
+    ]
+    for place, number, back in zip(longer, fine, _as_binary32(fine), strict=True):
+        rounded[place] = number if number and back == exact[place] else _searched(exact[place])
     return rounded
 
 
-def _shortest_of(number: float, scale: float) -> float:
-    candidate = (number * scale + _ROUND - _ROUND) / scale
-    if number and _as_binary32([candidate])[0] == number:
-        return candidate
-    # Zero keeps its sign, and very small numbers have no exact scale.
-    for digits in range(1, 10):
+def _searched(number: float) -> float:
+    """The same by trial: for a zero, which keeps its sign, and where no scale is exact."""
+    for digits in range(1, 9):
         candidate = float(f"{number:.{digits}g}")
-        if _as_binary32([candidate])[0] == number:
+        # Beyond the largest binary32 number there is nothing to read back.
+        if abs(candidate) <= _LARGEST and _as_binary32([candidate])[0] == number:
             return candidate
-    return number
+    return float(f"{number:.9g}")
 
 
 def _as_binary32(numbers: Sequence[float]) -> tuple[float, ...]:
@@ -125,10 +131,13 @@ def _decimals(exponent: int) -> int:
     return math.ceil(-math.log10(distance))
 
 
-def _scale(decimals: int) -> float:
-    """A power of ten that doubles hold exactly; 0 where there is none."""
-    return 10.0 ** min(max(decimals, 0), _LAST_EXACT_POWER_OF_TEN)
+def _scale(exponent: int, fewer: int) -> float:
+    """A power of ten that doubles hold exactly; NaN, which reads back as nothing, elsewhere."""
+    decimals = _decimals(exponent)
+    if not 1 <= decimals <= _LAST_EXACT_POWER_OF_TEN:
+        return math.nan
+    return 10.0 ** (decimals - fewer)
 
 
-_FINE = tuple(_scale(_decimals(exponent)) for exponent in range(256))
-_COARSE = tuple(_scale(_decimals(exponent) - 1) for exponent in range(256))
+_COARSE = tuple(_scale(exponent, 1) for exponent in range(256))
+_FINE = tuple(_scale(exponent, 0) for exponent in range(256))

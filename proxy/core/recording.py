@@ -167,6 +167,7 @@ class StreamRecorder:
 
     Past `max_bytes` it lets go of all that it holds and only looks out for usage. Each event is
     parsed when it comes, so that the end of a long stream costs no more than joining its bytes.
+    `saw_terminal` is True once `data: [DONE]` came, with its blank line.
     """
 
     def __init__(self, *, store_finish_reasons: AbstractSet[str], max_bytes: int) -> None:
@@ -180,7 +181,6 @@ class StreamRecorder:
         self._refused: NotStored | None = None
         self._deaf = False  # an event was too long for the parser: it can't go on
         self.saw_terminal = False
-        """True once `data: [DONE]` came, at an event boundary."""
 
     @property
     def usage(self) -> Usage | None:
