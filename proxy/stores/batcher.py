@@ -28,15 +28,25 @@ class Batcher:
         self._asked: list[_Asked] = []
 
     async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
-        """The values in the order of `keys`."""
+        """The values in the order of `keys`.
+
+        Of a long look-up that fails in part, the failed part is None: what was found still counts.
+        """
         if not keys:
             return []
         size = self._batch_keys
         answers = [self._ask(keys[at : at + size]) for at in range(0, len(keys), size)]
         if len(answers) == 1:
             return await answers[0]
-        parts = await asyncio.gather(*answers)
-        return [value for part in parts for value in part]
+        parts = await asyncio.gather(*answers, return_exceptions=True)
+        failures = [part for part in parts if isinstance(part, BaseException)]
+        if len(failures) == len(parts):
+            raise failures[0]
+        values: list[bytes | None] = [None] * len(keys)
+        for number, part in enumerate(parts):
+            if not isinstance(part, BaseException):
+                values[number * size : number * size + len(part)] = part
+        return values
 
     def _ask(self, keys: Sequence[str]) -> "asyncio.Future[list[bytes | None]]":
         loop = asyncio.get_running_loop()

@@ -9,8 +9,9 @@ Needs Redis 6.2 (`SET … PXAT`). Expired and evicted entries are Redis's own bu
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Any, Final
+import re
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Any, Final, cast
 
 from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 
@@ -29,6 +30,7 @@ log = logging.getLogger("magic_proxy.stores")
 _BATCH_COMMANDS: Final = 256
 _BATCH_BYTES: Final = 1024 * 1024
 _SCAN_COUNT: Final = 500
+_INFO_LINE: Final = re.compile(rb"(\w+):(\d+)\r")
 
 
 class RedisStore:
@@ -91,7 +93,9 @@ class RedisStore:
             commands: list[Command] = [
                 ("SET", put.key, put.value, "PXAT", _milliseconds(put.expires_at)) for put in batch
             ]
-            self._written(await self._ask(commands, self._write_timeout_seconds))
+            replies = await self._ask(commands, self._write_timeout_seconds)
+            self._written(replies)
+            self._checked(replies, lambda replies: all(reply == b"OK" for reply in replies))
 
     async def delete_many(self, keys: Sequence[str]) -> int:
         removed = 0
@@ -99,9 +103,7 @@ class RedisStore:
             command = ("UNLINK", *keys[at : at + _BATCH_COMMANDS])
             replies = await self._ask([command], self._write_timeout_seconds)
             self._written(replies)
-            if not isinstance(replies[0], int):
-                raise self._rubbish()
-            removed += replies[0]
+            removed += self._checked(replies[0], _is_number)
         return removed
 
     async def scan(self, prefix: str) -> AsyncIterator[str]:
@@ -110,10 +112,8 @@ class RedisStore:
         cursor = b"0"
         while True:
             command = ("SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN_COUNT)
-            reply = self._read(await self._ask([command], self._write_timeout_seconds))
-            if not (isinstance(reply, list) and len(reply) == 2):  # noqa: PLR2004 - cursor, keys
-                raise self._rubbish()
-            cursor, keys = reply
+            (reply,) = await self._ask([command], self._write_timeout_seconds)
+            cursor, keys = self._checked(reply, _is_page)
             for key in keys:
                 yield key.decode("utf-8", "surrogateescape")
             if cursor == b"0":
@@ -122,14 +122,10 @@ class RedisStore:
     async def stats(self) -> StoreStats:
         """Of the whole server, which may hold other things too."""
         commands: list[Command] = [("DBSIZE",), ("INFO", "memory")]
-        replies = await self._ask(commands, self._write_timeout_seconds)
-        entries, info = self._read(replies), self._read(replies[1:])
-        try:
-            lines = [line.split(":", 1) for line in info.decode().splitlines() if ":" in line]
-            memory = dict(lines)
-            used, bound = int(memory["used_memory"]), int(memory["maxmemory"])
-        except (AttributeError, KeyError, ValueError):
-            raise self._rubbish() from None
+        entries, info = await self._ask(commands, self._write_timeout_seconds)
+        self._checked(entries, _is_number)
+        memory = dict(_INFO_LINE.findall(self._checked(info, _is_bytes)))
+        used, bound = int(memory.get(b"used_memory", 0)), int(memory.get(b"maxmemory", 0))
         return StoreStats(entries=entries, bytes=used, max_bytes=bound or None)
 
     async def close(self) -> None:
@@ -139,11 +135,9 @@ class RedisStore:
 
     async def _fetch(self, keys: Sequence[str]) -> list[bytes | None]:
         """One MGET; a key that holds something else than a string comes back as None."""
-        replies = await self._ask([("MGET", *keys)], self._timeout_seconds)
-        values = self._read(replies)
-        if not isinstance(values, list) or len(values) != len(keys):
-            raise self._rubbish()
-        return values
+        (values,) = await self._ask([("MGET", *keys)], self._timeout_seconds)
+        self._checked(values, lambda reply: isinstance(reply, list) and len(reply) == len(keys))
+        return cast("list[bytes | None]", values)
 
     async def _ask(self, commands: Sequence[Command], seconds: float) -> list[Any]:
         self._admit()
@@ -169,16 +163,14 @@ class RedisStore:
             self._watch()
         return StoreUnavailable(f"redis: {reason}")
 
-    def _read(self, replies: list[Any]) -> Any:
-        """The first reply, if it is none of the errors that count against the server."""
-        reply = replies[0]
+    def _checked(self, reply: Any, is_sound: Callable[[Any], bool]) -> Any:
+        """The reply, if it is what was asked for; all else counts against the server."""
         if isinstance(reply, ResponseError):
             raise self._failed(str(reply))
+        if not is_sound(reply):
+            raise self._failed("the reply is not of the form that was asked for")
         self._circuit.succeeded()
         return reply
-
-    def _rubbish(self) -> StoreUnavailable:
-        return self._failed("the reply is not of the form that was asked for")
 
     def _written(self, replies: list[Any]) -> None:
         refusal = next((reply for reply in replies if isinstance(reply, ResponseError)), None)
@@ -186,7 +178,6 @@ class RedisStore:
             if not self._takes_writes:
                 self._takes_writes = True
                 log.info("redis: takes writes again")
-            self._circuit.succeeded()
             return
         if isinstance(refusal, ReadOnlyError):
             # Demoted: the name may lead to the new primary by now.
@@ -219,10 +210,27 @@ class RedisStore:
 
     async def _ping(self) -> bool:
         try:
-            self._read(await self._ask_anyway([("PING",)], self._write_timeout_seconds))
+            (reply,) = await self._ask_anyway([("PING",)], self._write_timeout_seconds)
+            self._checked(reply, lambda reply: reply == b"PONG")
         except StoreUnavailable:
             return False
         return True
+
+
+def _is_number(reply: object) -> bool:
+    return isinstance(reply, int)
+
+
+def _is_bytes(reply: object) -> bool:
+    return isinstance(reply, bytes)
+
+
+def _is_page(reply: object) -> bool:
+    match reply:
+        case [bytes(), [*keys]]:
+            return all(map(_is_bytes, keys))
+        case _:
+            return False
 
 
 def _says_no_writes(refusal: ResponseError) -> bool:

@@ -26,7 +26,7 @@ class Fetches:
         self.batches.append(list(keys))
         self.began.set()
         await self.gate.wait()
-        if self.fail:
+        if self.fail or "bad" in keys:
             raise StoreUnavailable("down")
         return [key.encode() for key in keys]
 
@@ -83,6 +83,17 @@ async def test_a_failure_reaches_every_caller_as_its_own(
     errors = await asyncio.gather(*gets, return_exceptions=True)
     assert [type(error) for error in errors] == [StoreUnavailable] * 3
     assert len({id(error) for error in errors}) == 3
+
+
+async def test_B50_what_was_found_counts_where_a_part_of_a_long_look_up_fails(
+    batcher: Batcher, fetches: Fetches
+) -> None:
+    keys = ["a", "b", "c", "d", "e", "bad", "f", "g", "h"]
+    found = await batcher.get_many(keys)
+    assert found == [b"a", b"b", b"c", b"d", None, None, None, None, b"h"]
+    fetches.fail = True
+    with pytest.raises(StoreUnavailable):
+        await batcher.get_many(keys)
 
 
 async def test_a_caller_that_goes_away_takes_nothing_from_the_others(

@@ -55,6 +55,14 @@ async def store(make: Callable[[], DiskStore]) -> DiskStore:
     return store
 
 
+def size_of(path: Path) -> int:
+    return path.stat().st_size
+
+
+def there(path: Path) -> bool:
+    return path.exists()
+
+
 async def get(store: DiskStore, key: str) -> bytes | None:
     (value,) = await store.get_many([key])
     return value
@@ -113,7 +121,7 @@ async def test_B56_the_file_stays_within_the_bound(
     stats = await store.stats()
     assert stats.bytes is not None
     assert stats.bytes <= MAX_BYTES
-    assert path.stat().st_size <= MAX_BYTES * 1.05
+    assert size_of(path) <= MAX_BYTES * 1.05
     assert 60 <= (stats.entries or 0) <= 105
 
 
@@ -204,7 +212,7 @@ async def test_a_lowered_bound_shrinks_the_file(
     await smaller.open()
     await sweep_at_rest(smaller)
     await smaller.close()
-    assert path.stat().st_size <= MAX_BYTES // 4
+    assert size_of(path) <= MAX_BYTES // 4
 
 
 KILLED = """
@@ -233,12 +241,15 @@ asyncio.run(main())
 """
 
 
+def worker_on(path: Path, first: int) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-c", KILLED, str(path), str(first)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE)
+
+
 async def test_B52_a_worker_that_is_killed_leaves_whole_entries_only(path: Path) -> None:
     told = 0
     for start in range(5):
-        with subprocess.Popen(
-            [sys.executable, "-c", KILLED, str(path), str(told)], stdout=subprocess.PIPE
-        ) as worker:
+        with worker_on(path, told) as worker:
             assert worker.stdout is not None
             assert worker.stdout.readline() == b"open\n"
             for _ in range(5 + start):
@@ -258,30 +269,34 @@ async def test_B52_a_worker_that_is_killed_leaves_whole_entries_only(path: Path)
     assert not list(path.parent.glob("*unusable*"))
 
 
-def garbage(path: Path) -> None:
+def garbage(path: Path) -> bytes:
     path.write_bytes(os.urandom(20_000))
+    return path.read_bytes()
 
 
-def torn(path: Path) -> None:
+def torn(path: Path) -> bytes:
     """A good head, and nonsense in the pages after it."""
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE entries (key TEXT)")
     connection.close()
     path.write_bytes(path.read_bytes()[:100] + b"\xff" * 8_000)
+    return path.read_bytes()
 
 
-def anothers(path: Path) -> None:
+def anothers(path: Path) -> bytes:
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE customers (name TEXT)")
     connection.close()
+    return path.read_bytes()
 
 
-def later_version(path: Path) -> None:
+def later_version(path: Path) -> bytes:
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE entries (key TEXT)")
         connection.execute(f"PRAGMA application_id = {0x4D505843}")
         connection.execute("PRAGMA user_version = 99")
     connection.close()
+    return path.read_bytes()
 
 
 @pytest.mark.parametrize("spoil", [garbage, torn, anothers, later_version])
@@ -290,11 +305,10 @@ async def test_B50_a_file_that_is_not_ours_is_moved_aside_once(
     make: Callable[[], DiskStore],
     clock: FakeClock,
     caplog: pytest.LogCaptureFixture,
-    spoil: Callable[[Path], None],
+    spoil: Callable[[Path], bytes],
 ) -> None:
     path.parent.mkdir(parents=True)
-    spoil(path)
-    before = path.read_bytes()
+    before = spoil(path)
     stores = [make() for _ in range(3)]
     with caplog.at_level(logging.INFO):
         await asyncio.gather(*(store.open() for store in stores))
@@ -310,7 +324,7 @@ async def test_B50_damage_that_shows_later_costs_misses_and_heals(
 ) -> None:
     await store.put_many([put(clock, f"k{i}", b"x" * 10_000) for i in range(100)])
     await store.close()
-    size = path.stat().st_size
+    size = size_of(path)
     with path.open("r+b") as file:
         file.seek(4_096)
         file.write(b"\xff" * (size - 4_096))
@@ -335,13 +349,13 @@ async def test_B50_a_file_that_somebody_removed_is_made_anew(path: Path, clock: 
     for file in path.parent.iterdir():
         file.unlink()
     deadline = time.monotonic() + 10.0
-    while not path.exists():
+    while not there(path):
         assert time.monotonic() < deadline
         clock.advance(1.0)
         await asyncio.sleep(0.01)
     await store.put_many([put(clock, "b", b"2")])
     await store.close()
-    assert path.stat().st_size > 0
+    assert size_of(path) > 0
 
 
 async def test_B50_a_place_that_cant_be_used_costs_misses_and_one_line(
