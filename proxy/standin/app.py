@@ -27,12 +27,15 @@ class Pace:
 class StandIn:
     """Answers like OpenAI's API. Made to be run by `start_standin`, and used from other threads.
 
-    `requests` holds every request whose head has arrived, in order.
+    `requests` holds every request whose head has arrived, in order; or the last `keep` of them.
     """
 
-    def __init__(self, *, pace: Pace | None = None, clock: Clock | None = None) -> None:
+    def __init__(
+        self, *, pace: Pace | None = None, clock: Clock | None = None, keep: int | None = None
+    ) -> None:
         self.pace = pace or Pace()
         self.requests: list[Recorded] = []
+        self._keep = keep
         self.connections: set[Connection] = set()
         self._answerer = Answerer(clock or SystemClock())
         self._standing: list[Standing] = []
@@ -99,6 +102,8 @@ class StandIn:
         )
         with self._changed:
             self.requests.append(record)
+            if self._keep is not None and len(self.requests) > self._keep:
+                del self.requests[0]
             self._changed.notify_all()
 
         def lost() -> None:

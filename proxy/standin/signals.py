@@ -5,30 +5,37 @@ import contextlib
 import threading
 from collections.abc import Callable
 
+# One lock for all: it is held for a few instructions, and a record of a request stays small.
+_lock = threading.Lock()
+
 
 class Signal:
     """Set once, from any thread; waited for by threads and by coroutines of any loop."""
 
+    __slots__ = ("_callbacks", "_set", "name")
+
     def __init__(self, name: str = "signal") -> None:
         self.name = name
-        self._set = threading.Event()
-        self._lock = threading.Lock()
-        self._callbacks: list[Callable[[], None]] = []
+        self._set = False
+        self._callbacks: tuple[Callable[[], None], ...] = ()
 
     def set(self) -> None:
         """Let everybody go on who waits, now and later."""
-        with self._lock:
-            self._set.set()
-            callbacks, self._callbacks = self._callbacks, []
+        with _lock:
+            self._set = True
+            callbacks, self._callbacks = self._callbacks, ()
         for callback in callbacks:
             callback()
 
     def is_set(self) -> bool:
-        return self._set.is_set()
+        return self._set
 
     def wait(self, timeout: float = 10.0) -> None:
         """Block this thread until it is set. Raises TimeoutError after `timeout` seconds."""
-        if not self._set.wait(timeout):
+        happened = threading.Event()
+        self.call(happened.set)
+        if not happened.wait(timeout):
+            self.forget(happened.set)
             raise TimeoutError(f"{self.name} did not happen within {timeout} s")
 
     async def awaited(self, timeout: float = 10.0) -> None:  # noqa: ASYNC109 - the twin of `wait`
@@ -38,16 +45,16 @@ class Signal:
 
     def call(self, callback: Callable[[], None]) -> None:
         """Call `callback` when set, in the thread that sets it; at once if it is set."""
-        with self._lock:
-            if not self._set.is_set():
-                self._callbacks.append(callback)
+        with _lock:
+            if not self._set:
+                self._callbacks = (*self._callbacks, callback)
                 return
         callback()
 
     def forget(self, callback: Callable[[], None]) -> None:
         """Take back what `call` was given."""
-        with self._lock, contextlib.suppress(ValueError):
-            self._callbacks.remove(callback)
+        with _lock:
+            self._callbacks = tuple(each for each in self._callbacks if each != callback)
 
 
 async def first_of(*signals: Signal) -> None:

@@ -240,3 +240,11 @@ def test_answers_take_their_time() -> None:
         answer = httpx.post(f"{running.base_url}/chat/completions", json={**CHAT, "stream": True})
 
     assert answer.elapsed.total_seconds() > 0.05 + 24 * 0.01
+
+
+def test_a_stand_in_for_long_runs_keeps_only_the_last_requests() -> None:
+    with start_standin(StandIn(keep=2)) as running:
+        for number in range(4):
+            httpx.get(f"{running.base_url}/models/{number}")
+
+        assert [request.raw_path[-1] for request in running.app.requests] == ["2", "3"]
