@@ -83,7 +83,9 @@ def said(**headers: str) -> float | None:
         ({"retry_after": "soon"}, None),
     ],
 )
-def test_B62_the_wait_that_an_answer_asks_for(headers: dict[str, str], seconds: float | None) -> None:
+def test_B62_the_wait_that_an_answer_asks_for(
+    headers: dict[str, str], seconds: float | None
+) -> None:
     assert said(**headers) == (None if seconds is None else pytest.approx(seconds))
 
 
