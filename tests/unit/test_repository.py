@@ -1,17 +1,21 @@
 """The files around the code keep their promises: Makefile, image, compose, deploy, versions."""
 
+import ast
 import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import proxy
@@ -341,3 +345,40 @@ def test_systemd_gives_answers_under_way_time_to_finish() -> None:
     assert stop is not None
     assert int(stop[1]) > 30
     assert "ExecReload=/bin/kill -HUP $MAINPID" in unit
+
+
+# ---- imports and dependencies ----
+
+# Chosen by name in uvicorn's settings, or come with their framework.
+NOT_IMPORTED = {"httptools"}
+# Part of the interface of what is declared: whoever has the one has the other.
+COMPANIONS = {
+    "starlette": "fastapi",
+    "yarl": "aiohttp",
+    "multidict": "aiohttp",
+    "pydantic_core": "pydantic",
+}
+# Not a dependency of the product: the demo says how to install it.
+OPTIONAL = {"openai"}
+
+
+def imported_modules() -> set[str]:
+    """The top-level modules that proxy/ imports, but for the standard library and itself."""
+    names: set[str] = set()
+    for path in (ROOT / "proxy").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module is not None:
+                names.add(node.module.partition(".")[0])
+    return names - set(sys.stdlib_module_names) - {"proxy"}
+
+
+def test_what_is_imported_is_declared_and_the_reverse() -> None:
+    declared = {canonicalize_name(requirement.name) for requirement in direct_dependencies()}
+    distributions = packages_distributions()
+    imported = {
+        canonicalize_name(distributions[name][0])
+        for name in imported_modules() - OPTIONAL - set(COMPANIONS)
+    }
+    assert imported | NOT_IMPORTED == declared
