@@ -21,7 +21,7 @@ latin-1), usage ([prompt, completion, total] or null), profile, fallback, tags. 
 over members that it does not know; any other change is a new version. `tests/vectors/entries`
 holds frozen bytes of every version.
 
-Compression, by `bench/bench_compression.py`: see `COMPRESS_ABOVE_BYTES` and `ZSTD_LEVEL`.
+When and how hard to compress was decided by `bench/bench_compression.py`.
 """
 
 import struct
@@ -39,7 +39,12 @@ from proxy.errors import EntryUnreadable
 MAGIC: Final = b"MPXE"
 ENVELOPE_VERSION: Final = 1
 
+# Short chat answers (up to 2 KB) stay plain: they would lose 45 % of their bytes, but reading one
+# back, 5 µs, would take 3 µs more on every hit. Above, zstd leaves 0.45 of long answers, 0.37 of
+# float and 0.75 of base64 embeddings, 0.03 of SSE transcripts, for 1 µs per KB out (2 to 4 in).
 COMPRESS_ABOVE_BYTES: Final = 2048
+# Level 3 gains 0.01 at most for up to half as much time again, 6 is 2 to 8 times slower; -1 leaves
+# 1.2 to 2 times as many bytes.
 ZSTD_LEVEL: Final = 1
 
 # A compressed payload that claims to be longer is refused before anything is allocated for it.

@@ -1,9 +1,9 @@
 """Connections to one Redis server: each is used by one caller at a time and never left dirty.
 
-redis-py's client and pool are passed by, its `Connection` is used: the client spends about 50 µs
-per command on retries and telemetry, and a pool that takes back a connection with an unread reply
-hands one caller the answer of another (redis-py#2665). Here a connection comes back to the idle
-ones only after every reply was read; in all other cases it is closed.
+redis-py's client and pool are passed by, its `Connection` is used: the client makes a command cost
+half as much again (retries, telemetry; bench/bench_stores.py), and a pool that takes back a
+connection with an unread reply hands one caller the answer of another (redis-py#2665). Here a
+connection comes back to the idle ones only after every reply was read; else it is closed.
 
 A connection is made in a task of its own, under its own time limit: callers with a deadline far
 shorter than a TLS handshake wait for it only as long as they like, and the next ones find it made.
@@ -175,7 +175,7 @@ def _options(url: str, connect_timeout_seconds: float, ca_file: str | None) -> d
     parsed: Mapping[str, Any] = parse_url(url)
     options = {name: value for name, value in parsed.items() if name not in _POOL_OPTIONS}
     options |= {
-        # RESP2 needs no greeting, and its replies to our commands are the same.
+        # RESP2 needs no greeting; its replies to our commands are the same, and cost the same.
         "protocol": 2,
         "decode_responses": False,
         # One deadline stands around each batch; a second one inside only costs time.
