@@ -1,14 +1,17 @@
 """The frozen vectors: any change here is a change of the scheme, and needs a new scheme number."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.vectors.independent import VECTORS, expected
+from proxy.core.canonical import canonical_json, parse_body
+from tests.vectors.independent import VECTORS, expected, write_number
 from tests.vectors.rules import derive_vector
 
+SPECIFICATION = VECTORS.parents[2] / "docs" / "keys.md"
 Vector = dict[str, Any]
 
 CASES: list[Vector] = json.loads(Path(VECTORS).read_text("utf-8"))
@@ -62,3 +65,27 @@ def test_B2_absent_and_null_are_different() -> None:
 
 def test_every_id_is_unique() -> None:
     assert len({case["id"] for case in CASES}) == len(CASES) >= 40
+
+
+EXAMPLE = re.compile(r"<!-- vector: (.*?) -->\n```json\n(.*?)\n```\n(.*?)(?=\n### |\Z)", re.DOTALL)
+NUMBERS = re.compile(r"^\| `([-0-9.e]+)` \| `([-0-9.e]+)` \|", re.MULTILINE)
+
+
+def test_B1_the_worked_examples_of_the_specification_are_vectors() -> None:
+    by_id = {case["id"]: case for case in CASES}
+    examples = EXAMPLE.findall(SPECIFICATION.read_text("utf-8"))
+    assert len(examples) == 4
+    for name, request, results in examples:
+        assert request == by_id[name]["request"]
+        assert f"\n{by_id[name]['expected']['canonical']}\n" in results
+        assert f"\n{by_id[name]['expected']['store_key']}\n" in results
+
+
+def test_B2_the_number_table_of_the_specification_holds() -> None:
+    table = NUMBERS.findall(SPECIFICATION.read_text("utf-8"))
+    assert len(table) == 8
+    for token, written in table:
+        assert canonical_json(parse_body(b'{"x":%s}' % token.encode()).fields["x"]) == (
+            written.encode()
+        )
+        assert write_number(token) == written
