@@ -75,6 +75,11 @@ class Metrics:
             "kind",
             "direction",
         )
+        # Bound once: looking a child up by its labels costs more than counting.
+        self._billed, self._saved = (
+            (self._tokens.labels(kind, "prompt"), self._tokens.labels(kind, "completion"))
+            for kind in ("billed", "saved")
+        )
         self._cost = self._counter(
             "magic_proxy_cost", "Cost billed and saved, for models with a price.", "kind"
         )
@@ -141,11 +146,12 @@ class Metrics:
             self._incomplete.labels(outcome.endpoint).inc()
 
     def _count_usage(self, outcome: Outcome, usage: Usage) -> None:
-        kind = "saved" if outcome.x_cache in {XCache.HIT, XCache.STALE} else "billed"
-        self._tokens.labels(kind, "prompt").inc(usage.prompt_tokens)
-        self._tokens.labels(kind, "completion").inc(usage.completion_tokens)
-        if (price := self._price(outcome.model)) is not None:
-            self._cost.labels(kind).inc(price.of(usage))
+        saved = outcome.x_cache in {XCache.HIT, XCache.STALE}
+        prompt, completion = self._saved if saved else self._billed
+        prompt.inc(usage.prompt_tokens)
+        completion.inc(usage.completion_tokens)
+        if self._prices and (price := self._price(outcome.model)) is not None:
+            self._cost.labels("saved" if saved else "billed").inc(price.of(usage))
 
     def _price(self, model: str) -> Price | None:
         for pattern, price in self._prices:

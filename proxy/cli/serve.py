@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import signal
+import socket
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ import uvicorn
 from proxy.cli.logs import configure_logging
 from proxy.cli.options import ConfigFile, settings_file, settings_or_exit
 from proxy.edge.app import Edge, create_app
+from proxy.edge.hotpath import hot_protocol
 from proxy.errors import SettingsError
 from proxy.runtime import Runtime
 from proxy.settings.load import load_settings
@@ -62,7 +64,7 @@ def server_config(app: Edge, settings: Settings) -> uvicorn.Config:
         host=settings.server.host,
         port=settings.server.port,
         loop="none",
-        http="httptools",
+        http=hot_protocol(app.hot),
         ws="none",
         lifespan="on",
         log_config=None,
@@ -74,9 +76,20 @@ def server_config(app: Edge, settings: Settings) -> uvicorn.Config:
     )
 
 
+class _Server(uvicorn.Server):
+    """Says where it listens once it does: port 0 is known only then."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in (each for server in self.servers for each in server.sockets):
+            host, port, *_ = listener.getsockname()
+            shown = f"[{host}]" if ":" in host else host
+            log.info("listening on http://%s:%d/v1", shown, port)
+
+
 async def _serve(settings: Settings, path: Path | None, flags: dict[str, Any]) -> bool:
     app = create_app(settings)
-    server = uvicorn.Server(server_config(app, settings))
+    server = _Server(server_config(app, settings))
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, app.runtime, path, flags)
     for stop in (signal.SIGTERM, signal.SIGINT):
         # uvicorn stops on these in order, and raises them again when it has: that is no failure.
@@ -107,7 +120,6 @@ def summary(settings: Settings) -> list[str]:
         f"store: {tiers}",
         f"upstreams: {upstreams}",
         f"rules: {len(settings.cache_settings.rules)}",
-        f"listening on http://{settings.server.host}:{settings.server.port}/v1",
     ]
 
 

@@ -1,5 +1,7 @@
 """The outcome as response headers: `Cache-Status` (RFC 9211), `X-Cache`, `Age`, `X-Cache-Rule`."""
 
+from functools import lru_cache
+
 from proxy.core.outcome import Outcome
 from proxy.core.wire import Headers
 
@@ -55,6 +57,7 @@ def outcome_headers(outcome: Outcome, *, with_key: bool = False) -> Headers:
     return tuple(headers)
 
 
+@lru_cache(maxsize=1024)
 def header_text(text: str) -> bytes:
     """Operator's text as a header value: what is not visible ASCII becomes `?`."""
     return "".join(char if " " <= char <= "~" else "?" for char in text).encode("ascii")

@@ -1,21 +1,32 @@
 """How long an entry is fresh, and how old it is (RFC 9111 section 4.2, with our own clock)."""
 
+from typing import Protocol
+
 from proxy.core.control import directives, seconds
-from proxy.core.entry import Entry
 from proxy.core.rules import Rule
 
 
-def age_seconds(entry: Entry, now: float) -> float:
+class Dated(Protocol):
+    """Whatever has the times of an entry, in wall-clock seconds."""
+
+    @property
+    def stored_at(self) -> float: ...
+
+    @property
+    def fresh_until(self) -> float: ...
+
+
+def age_seconds(entry: Dated, now: float) -> float:
     """Seconds since the entry was stored; never negative, whatever the clocks did."""
     return max(0.0, now - entry.stored_at)
 
 
-def remaining_seconds(entry: Entry, now: float) -> float:
+def remaining_seconds(entry: Dated, now: float) -> float:
     """Seconds for which the entry is still fresh; 0 or less when it is not."""
     return entry.fresh_until - now
 
 
-def is_fresh(entry: Entry, now: float) -> bool:
+def is_fresh(entry: Dated, now: float) -> bool:
     """Fresh means before `fresh_until` by this machine's wall clock."""
     return now < entry.fresh_until
 

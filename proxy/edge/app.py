@@ -12,6 +12,7 @@ from proxy.edge.admin import admin_routes
 from proxy.edge.asgi import Message, Receive, Scope, Send
 from proxy.edge.errors import install_error_shape
 from proxy.edge.health import health_routes
+from proxy.edge.hotpath import HotTable
 from proxy.edge.openai import API_ROOT, CACHED, CachedEndpoint
 from proxy.edge.passthrough import PassThrough
 from proxy.edge.responses import early_error, send_answer
@@ -26,7 +27,8 @@ class Edge:
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
-        self._cached = CachedEndpoint(runtime)
+        self.hot = HotTable(runtime, runtime.hot_path_bytes) if runtime.hot_path_bytes else None
+        self._cached = CachedEndpoint(runtime, self.hot)
         self._passthrough = PassThrough(runtime)
         self._framework = _framework_app(runtime)
 

@@ -3,6 +3,7 @@
 from proxy.core.wire import Endpoint, Headers, header
 from proxy.edge.asgi import ClientGone, Receive, Scope, Send, headers_of, read_body
 from proxy.edge.disconnect import disconnected, while_connected
+from proxy.edge.hotpath import HotTable
 from proxy.edge.responses import early_error, send_answer
 from proxy.engine.base import Answer, Call
 from proxy.engine.plan import Plan
@@ -19,8 +20,9 @@ API_ROOT = b"/v1"
 class CachedEndpoint:
     """Serves one of the cached endpoints."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, hot: HotTable | None) -> None:
         self._runtime = runtime
+        self._hot = hot
 
     async def __call__(
         self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send
@@ -38,6 +40,8 @@ class CachedEndpoint:
             await send_answer(answer, send)
             return
         if isinstance(begun, Answer):
+            if self._hot is not None:
+                self._hot.remember(scope, snapshot, begun)
             await send_answer(begun, send)
         else:
             work = self._finish(snapshot, begun, send)

@@ -10,23 +10,38 @@ from proxy.core.entry import Entry
 from proxy.core.outcome import Outcome
 from proxy.core.replay import Rendered
 from proxy.core.wire import Headers, header
-from proxy.engine.base import Answer, HeaderList
+from proxy.engine.base import Answer, HeaderList, Repeatable
 from proxy.errors import ProxyError
 
 
 def hit_answer(
-    entry: Entry, rendered: Rendered, outcome: Outcome, request_headers: Headers, *, with_key: bool
+    entry: Entry,
+    rendered: Rendered,
+    outcome: Outcome,
+    request_headers: Headers,
+    *,
+    repeats: bool,
+    with_key: bool,
 ) -> Answer:
-    """The stored answer in the form asked for, with its own request id and the outcome."""
-    headers: HeaderList = [(b"content-type", rendered.content_type)]
-    headers += [pair for pair in entry.headers if pair[0] != b"content-type"]
-    headers.append((b"x-request-id", outcome.request_id.encode("ascii")))
-    headers += outcome_headers(outcome, with_key=with_key)
+    """The stored answer in the form asked for, with its own request id and the outcome.
+
+    `repeats` says that the body would be the same for the same request again.
+    """
+    same: HeaderList = [(b"content-type", rendered.content_type)]
+    same += [pair for pair in entry.headers if pair[0] != b"content-type"]
     body = rendered.body
     if _must_be_coded(request_headers):
         body = gzipped(body)
-        headers.append((b"content-encoding", b"gzip"))
-    return Answer(entry.status, headers, body)
+        same.append((b"content-encoding", b"gzip"))
+    headers = [
+        *same,
+        (b"x-request-id", outcome.request_id.encode("ascii")),
+        *outcome_headers(outcome, with_key=with_key),
+    ]
+    repeatable = None
+    if repeats:
+        repeatable = Repeatable(entry.stored_at, entry.fresh_until, outcome, tuple(same), with_key)
+    return Answer(entry.status, headers, body, repeatable)
 
 
 def _must_be_coded(request_headers: Headers) -> bool:

@@ -36,12 +36,28 @@ class BodyStream(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Repeatable:
+    """What it takes to give a hit's answer again while its entry is fresh.
+
+    `headers` are those that stay the same; the rest is rendered from `outcome`. The times are the
+    entry's own; the entry itself is not held, its payload stands in the answer.
+    """
+
+    stored_at: float
+    fresh_until: float
+    outcome: Outcome
+    headers: Headers
+    with_key: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """What goes back to the client. `headers` are complete but for the framing."""
 
     status: int
     headers: HeaderList
     body: bytes | BodyStream
+    repeatable: Repeatable | None = None
 
 
 class Observer(Protocol):

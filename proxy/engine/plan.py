@@ -1,6 +1,7 @@
 """A call, read and derived: all that is known of it before any waiting."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from proxy.core.canonical import parse_body
 from proxy.core.control import ClientControl, client_control
@@ -36,11 +37,11 @@ def cacheable_request(call: Call, forwarder: Forwarder) -> tuple[CacheableReques
     body = parse_body(call.body)
     check_fields(call.endpoint, body.fields)
     chain = forwarder.resolve(model_name(body.fields))
-    scope = make_scope(
-        tenant=call.identity.tenant,
-        credential=call.identity.credential,
-        account_headers=account_values(call.headers, forwarder.account_headers(chain)),
-        query=call.query,
+    scope = _scope(
+        call.identity.tenant,
+        call.identity.credential,
+        account_values(call.headers, forwarder.account_headers(chain)),
+        call.query,
     )
     request = CacheableRequest(
         endpoint=call.endpoint,
@@ -51,6 +52,19 @@ def cacheable_request(call: Call, forwarder: Forwarder) -> tuple[CacheableReques
         flaw=body.flaw,
     )
     return request, chain
+
+
+@lru_cache(maxsize=4096)
+def _scope(
+    tenant: str | None,
+    credential: str | None,
+    account_headers: tuple[tuple[str, str], ...],
+    query: str,
+) -> str:
+    """Few scopes make up most of the traffic, and each costs a hash."""
+    return make_scope(
+        tenant=tenant, credential=credential, account_headers=account_headers, query=query
+    )
 
 
 def account_values(headers: Headers, names: tuple[bytes, ...]) -> tuple[tuple[str, str], ...]:

@@ -158,7 +158,12 @@ class CacheService:
         )
         self._observer.told(outcome)
         return hit_answer(
-            hit.entry, rendered, outcome, call.headers, with_key=self._shows_key(call)
+            hit.entry,
+            rendered,
+            outcome,
+            call.headers,
+            repeats=fresh is None,
+            with_key=self._shows_key(call),
         )
 
     def _outcome(

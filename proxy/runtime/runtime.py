@@ -82,6 +82,11 @@ class Runtime:
         assert self._snapshot is not None, "the runtime has not been started"
         return self._snapshot
 
+    @property
+    def hot_path_bytes(self) -> int:
+        """How many bytes the hot path may hold; 0 is none of it."""
+        return self._settings.server.hot_path_bytes
+
     async def start(self) -> None:
         """Open the store, begin to write and to log; a store that is down does not keep it up."""
         for tier in self._tiers:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from proxy.settings.types import Bytes, NotBool, Seconds, Section, Text
+from proxy.settings.types import Bytes, BytesOrNone, NotBool, Seconds, Section, Text
 
 
 class LogLevel(StrEnum):
@@ -28,6 +28,11 @@ class ServerSettings(Section):
         default=20 * 1024 * 1024,
         description="Largest body of a request that must be read whole (chat, embeddings); a "
         "larger one is answered with 413. Other uploads are streamed and have no limit.",
+    )
+    hot_path_bytes: BytesOrNone = Field(
+        default=32 * 1024 * 1024,
+        description="Memory for requests that repeat byte for byte, which are then answered "
+        "without being parsed; 0 switches this off.",
     )
     shutdown_grace_seconds: Seconds = Field(
         default=30.0, description="How long a stop waits for the answers under way."

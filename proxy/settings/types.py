@@ -161,6 +161,9 @@ PATTERNS: Final[Mapping[str, str]] = {
 # Spelled as in the reference (`docs/configuration.md`), which names the types after these.
 NotBool: Final = BeforeValidator(_no_bool)
 Bytes: TypeAlias = Annotated[int, BeforeValidator(_size), Field(ge=1), WithJsonSchema(_SIZE_SCHEMA)]
+BytesOrNone: TypeAlias = Annotated[
+    int, BeforeValidator(_size), Field(ge=0), WithJsonSchema(_SIZE_SCHEMA)
+]
 Count: TypeAlias = Annotated[int, Field(ge=0), NotBool]
 Positive: TypeAlias = Annotated[int, Field(ge=1), NotBool]
 Seconds: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False), NotBool]
