@@ -108,6 +108,8 @@ def _syntax(error: yaml.MarkedYAMLError) -> str:
     problem = error.problem or error.context or "not YAML"
     if "'\\t'" in problem:
         return "a tab: YAML is indented with spaces"
+    if problem.endswith("'{'"):
+        problem += " (inside brackets, a text with `${…}` wants quotes)"
     context = f" {error.context}" if error.context and error.problem else ""
     return f"not YAML:{context}, {problem}" if context else f"not YAML: {problem}"
 

@@ -21,7 +21,6 @@ from proxy.settings.models import Settings, UnlistedModels
 class Severity(StrEnum):
     """How bad it is."""
 
-    ERROR = "error"  # clients get answers to other questions
     WARNING = "warning"  # answers may be wrong, money lost, or a rule without effect
     NOTE = "note"  # fine if it is meant
 
@@ -135,9 +134,8 @@ def _dead_name(settings: Settings, name: str) -> str | None:
     if name in settings.aliases:
         internal = settings.aliases[name]
         return f"`{name}` is an alias, and rules see the internal name `{internal}`"
-    if settings.unlisted_models is UnlistedModels.REFUSE and not any(
-        name == model or fnmatchcase(model, name) for model in settings.models
-    ):
+    closed = settings.unlisted_models is UnlistedModels.REFUSE and settings.models
+    if closed and not any(name == model or fnmatchcase(model, name) for model in settings.models):
         return f"no model in `models` is called `{name}`, and others are refused"
     return None
 
@@ -169,7 +167,7 @@ def _content_excluded(rule: RuleSettings, loc: Loc) -> Iterator[Remark]:
         contents = {_CONTENT[endpoint] for endpoint in rule.endpoints}
         if path.takes_all or (path.root in contents and not path.steps):
             yield Remark(
-                Severity.ERROR,
+                Severity.WARNING,
                 Code.FIELD_LEFT_OUT,
                 (*loc, "exclude_from_key", index),
                 f"without `{text}`, requests for different things share a key",
@@ -187,7 +185,7 @@ def _left_out(
     if content not in {path.root for path in paths}:
         bypassed = rule.unlisted_fields is UnlistedFields.BYPASS
         yield Remark(
-            Severity.WARNING if bypassed else Severity.ERROR,
+            Severity.WARNING,
             Code.NO_KEY if bypassed else Code.FIELD_LEFT_OUT,
             here,
             f"without `{content}`, every {endpoint.value} request bypasses the cache"

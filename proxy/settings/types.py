@@ -139,12 +139,10 @@ def _header_value(value: str) -> str:
     return value
 
 
-_SIZE_SCHEMA = {
-    "anyOf": [
-        {"type": "integer", "minimum": 1},
-        {"type": "string", "pattern": r"^\d+(\.\d+)?\s*([kKmMgGtT]?[iI]?[bB])?$"},
-    ]
-}
+def _size_schema(minimum: int) -> dict[str, Any]:
+    unit = {"type": "string", "pattern": r"^\d+(\.\d+)?\s*([kKmMgGtT]?[iI]?[bB])?$"}
+    return {"anyOf": [{"type": "integer", "minimum": minimum}, unit]}
+
 
 # Each pattern of a setting, in words that end "must be …".
 PATTERNS: Final[Mapping[str, str]] = {
@@ -160,9 +158,11 @@ PATTERNS: Final[Mapping[str, str]] = {
 
 # Spelled as in the reference (`docs/configuration.md`), which names the types after these.
 NotBool: Final = BeforeValidator(_no_bool)
-Bytes: TypeAlias = Annotated[int, BeforeValidator(_size), Field(ge=1), WithJsonSchema(_SIZE_SCHEMA)]
+Bytes: TypeAlias = Annotated[
+    int, BeforeValidator(_size), Field(ge=1), WithJsonSchema(_size_schema(1))
+]
 BytesOrNone: TypeAlias = Annotated[
-    int, BeforeValidator(_size), Field(ge=0), WithJsonSchema(_SIZE_SCHEMA)
+    int, BeforeValidator(_size), Field(ge=0), WithJsonSchema(_size_schema(0))
 ]
 Count: TypeAlias = Annotated[int, Field(ge=0), NotBool]
 Positive: TypeAlias = Annotated[int, Field(ge=1), NotBool]
