@@ -65,8 +65,9 @@ _JSON_NAMES = {
 
 
 def _wrong_type(param: str, expected: str, got: JsonValue) -> MalformedBody:
+    found = _JSON_NAMES[type(got)]
     return MalformedBody(
-        f"Invalid type for '{param}': expected {expected}, but got {_JSON_NAMES[type(got)]} instead.",
+        f"Invalid type for '{param}': expected {expected}, but got {found} instead.",
         param=param,
         code="invalid_type",
     )

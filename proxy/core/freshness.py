@@ -34,7 +34,7 @@ def is_fresh(entry: Dated, now: float) -> bool:
 def upstream_lifetime_seconds(cache_control: str | None) -> float | None:
     """What an upstream's `Cache-Control` allows: None where it sets nothing, 0 for never.
 
-    `s-maxage` counts before `max-age`, since this cache is a shared one (RFC 9111 section 5.2.2.10).
+    `s-maxage` counts before `max-age`: this cache is a shared one (RFC 9111 section 5.2.2.10).
     """
     found = directives(cache_control or "")
     if found.keys() & {"no-store", "no-cache", "private"}:
