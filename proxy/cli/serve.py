@@ -6,7 +6,6 @@ import math
 import os
 import signal
 import socket
-import socket
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -86,19 +85,6 @@ class _Server(uvicorn.Server):
             host, port, *_ = listener.getsockname()
             shown = f"[{host}]" if ":" in host else host
             log.info("listening on http://%s:%d/v1", shown, port)
-
-
-class Server(uvicorn.Server):
-    """uvicorn's server, which says where it listens once it does."""
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Bind, and tell the real port, which port 0 leaves to the system."""
-        await super().startup(sockets)
-        for server in self.servers:
-            for listener in server.sockets:
-                host, port = listener.getsockname()[:2]
-                shown = f"[{host}]" if ":" in host else host
-                log.info("listening on http://%s:%d/v1", shown, port)
 
 
 async def _serve(settings: Settings, path: Path | None, flags: dict[str, Any]) -> bool:
