@@ -99,19 +99,19 @@ def _shortest(packed: bytes, exact: tuple[float, ...]) -> list[float]:
     longer = [
         place
         for place, (number, back) in enumerate(zip(exact, _as_binary32(rounded), strict=True))
-        if number != back or not number
+        if number != back
     ]
     fine = [
         (exact[place] * (scale := _FINE[exponents[place]]) + _ROUND - _ROUND) / scale
         for place in longer
     ]
     for place, number, back in zip(longer, fine, _as_binary32(fine), strict=True):
-        rounded[place] = number if number and back == exact[place] else _searched(exact[place])
+        rounded[place] = number if back == exact[place] else _searched(exact[place])
     return rounded
 
 
 def _searched(number: float) -> float:
-    """The same by trial: for a zero, which keeps its sign, and where no scale is exact."""
+    """The same by trial, where no scale is exact; a zero keeps its sign."""
     for digits in range(1, 9):
         candidate = float(f"{number:.{digits}g}")
         # Beyond the largest binary32 number there is nothing to read back.

@@ -39,17 +39,16 @@ class SseParser:
     """Takes the bytes of a stream in any pieces and gives back the events that they finish.
 
     Line ends are LF, CRLF or CR. A `\\r` that is the last byte read finishes an event at once,
-    unless the stream has used CRLF before: then its `\\n` is waited for.
+    unless the event has used CRLF: then its `\\n` is waited for.
     """
 
-    __slots__ = ("_crlf", "_held", "_held_bytes", "_max_event_bytes", "_started", "_tail")
+    __slots__ = ("_held", "_held_bytes", "_max_event_bytes", "_started", "_tail")
 
     def __init__(self, *, max_event_bytes: int = DEFAULT_MAX_EVENT_BYTES) -> None:
         self._max_event_bytes = max_event_bytes
         self._held: list[bytes] = []  # joined only when a blank line may be there
         self._held_bytes = 0
         self._tail = b""  # the last byte held
-        self._crlf = False
         self._started = False
 
     @property
@@ -86,7 +85,6 @@ class SseParser:
         if first == size - 2 and b"\r" not in raw:
             return 2
         if first == size - 3 and raw.endswith(b"\r\n\r\n") and raw.find(b"\r") == size - 4:
-            self._crlf = True
             return 4
         return 0
 
@@ -107,7 +105,6 @@ class SseParser:
         if b"\r" not in raw:
             events, rest = self._split_on(raw, b"\n\n")
         elif raw.count(b"\r\n") == raw.count(b"\r") == raw.count(b"\n"):
-            self._crlf = True
             events, rest = self._split_on(raw, b"\r\n\r\n")
         else:
             events, rest = self._split_any(raw)
@@ -122,12 +119,11 @@ class SseParser:
         return [self._event(block + blank_line, block) for block in blocks], rest
 
     def _split_any(self, raw: bytes) -> tuple[list[SseEvent], bytes]:
-        self._crlf = self._crlf or b"\r\n" in raw
         events = []
         start = 0
         for match in _BLANK_LINE.finditer(raw):
             end = match.end()
-            if end == len(raw) and raw.endswith(b"\r") and self._crlf:
+            if end == len(raw) and raw.endswith(b"\r") and raw.find(b"\r\n", start) >= 0:
                 break
             events.append(self._event(raw[start:end], raw[start : match.start()]))
             start = end

@@ -91,6 +91,7 @@ def test_B33_an_empty_vector() -> None:
     [
         "AAA",
         "not base64!",
+        "AA!AAAA==",
         "AAAA",
         "é",
         base64.b64encode(struct.pack("<2f", 1.0, float("nan"))).decode(),

@@ -292,9 +292,8 @@ def test_B14_a_stream_of_just_the_size_is_stored() -> None:
     ],
 )
 def test_B16_usage_is_known_of_a_stream_that_is_not_stored(before: bytes, max_bytes: int) -> None:
-    recorder = _recorder(before, max_bytes=max_bytes)
-    assert recorder.usage is None
-    recorder.feed(STOP + USAGE_CHUNK)
+    assert _recorder(before, max_bytes=max_bytes).usage is None
+    recorder = _recorder(before, STOP + USAGE_CHUNK, max_bytes=max_bytes)
     assert recorder.usage == Usage(3, 4, 7)
     terminal = [recorder.saw_terminal]
     recorder.feed(b'data: {"usage": broken\n\n' + DONE)

@@ -84,6 +84,10 @@ def test_the_members_and_their_places() -> None:
         ),
         (b'{"stream_options":"yes"}', b'{"stream_options":"yes"}'),
         (
+            b'{"stream_options":[{}],"stream_options":{}}',
+            b'{"stream_options":[{}],"stream_options":{"include_usage":true}}',
+        ),
+        (
             b'{"a":{"stream_options":{}},"stream_options":{}}',
             b'{"a":{"stream_options":{}},"stream_options":{"include_usage":true}}',
         ),

@@ -25,6 +25,7 @@ def _told(*pieces: bytes) -> list[tuple[bytes, bytes]]:
         (b"data: a\r\rdata: b\r\r", [(b"", b"a"), (b"", b"b")]),
         (b"data: a\n\r\ndata: b\r\n\n", [(b"", b"a"), (b"", b"b")]),
         (b"data: a\r\ndata: b\n\n", [(b"", b"a\nb")]),
+        (b"data: a\r\rdata: b\n\n", [(b"", b"a"), (b"", b"b")]),
         (b"data: a\ndata: b\ndata\n\n", [(b"", b"a\nb\n")]),
         (b"event: error\ndata: a\n\n", [(b"error", b"a")]),
         (b"data: a\nevent:ping\nid: 7\nretry: 1\n\n", [(b"ping", b"a")]),
