@@ -11,6 +11,7 @@ from proxy.core.wire import JsonValue
 
 _FLUSH_SECONDS = 0.1
 _MAX_LINES = 50_000
+_SHOWN_CHARACTERS = 200
 
 
 class RequestLog:
@@ -55,13 +56,13 @@ class RequestLog:
             "event": "request",
             "request_id": outcome.request_id,
             "endpoint": outcome.endpoint,
-            "model": outcome.model,
+            "model": _printable(outcome.model),
             "cache": outcome.x_cache.value,
             "status": outcome.status,
             "ms": round(outcome.duration_seconds * 1000, 2),
         }
         for name, value in (
-            ("detail", outcome.detail),
+            ("detail", _printable(outcome.detail) if outcome.detail else None),
             ("not_stored", outcome.not_stored),
             ("stored", outcome.stored),
             ("rule", outcome.rule),
@@ -78,6 +79,11 @@ class RequestLog:
         if not outcome.complete:
             members["complete"] = False
         return members
+
+
+def _printable(text: str) -> str:
+    """A client's text, cut, and with half characters (lone surrogates) written as escapes."""
+    return text[:_SHOWN_CHARACTERS].encode(errors="backslashreplace").decode()
 
 
 def _line(members: dict[str, JsonValue]) -> bytes:

@@ -5,13 +5,16 @@
 """
 
 from dataclasses import dataclass
-from typing import TypeAlias, assert_never
+from typing import Final, TypeAlias, assert_never
 
 from proxy.core.control import NO_CONTROL, ClientControl
 from proxy.core.entry import Entry
 from proxy.core.freshness import age_seconds, is_fresh, remaining_seconds
 from proxy.core.key import CacheKey, Derivation, NoKey
 from proxy.core.outcome import BypassReason, Forwarded, MissReason
+
+# Names that mean something are shorter; a header or a log line must not take any length.
+_SHOWN_CHARACTERS: Final = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +57,10 @@ class Bypass:
 
     @property
     def detail(self) -> str:
-        """The reason, with the field it is about."""
-        return f"{self.reason.value}:{self.field}" if self.field else self.reason.value
+        """The reason, with the field it is about; that is the client's text, so it is cut."""
+        if not self.field:
+            return self.reason.value
+        return f"{self.reason.value}:{self.field[:_SHOWN_CHARACTERS]}"
 
 
 @dataclass(frozen=True, slots=True)

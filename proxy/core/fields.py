@@ -1,6 +1,7 @@
 """What a body's members must be to be looked up; the rest is the upstream's to judge."""
 
 from collections.abc import Mapping
+from typing import assert_never
 
 from proxy.core.wire import Endpoint, JsonValue
 from proxy.errors import MalformedBody
@@ -58,14 +59,26 @@ def _check_embeddings(fields: Mapping[str, JsonValue]) -> None:
         raise _wrong_type("input", "a string or an array", given)
 
 
-_JSON_NAMES = {
-    bool: "a boolean", int: "a number", float: "a number", str: "a string",
-    list: "an array", dict: "an object", type(None): "null",
-}  # fmt: skip
+def _json_name(value: JsonValue) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "a boolean"
+        case int() | float():
+            return "a number"
+        case str():
+            return "a string"
+        case list():
+            return "an array"
+        case dict():
+            return "an object"
+        case _:
+            assert_never(value)
 
 
 def _wrong_type(param: str, expected: str, got: JsonValue) -> MalformedBody:
-    found = _JSON_NAMES[type(got)]
+    found = _json_name(got)
     return MalformedBody(
         f"Invalid type for '{param}': expected {expected}, but got {found} instead.",
         param=param,

@@ -26,8 +26,8 @@ class Entries:
         self._tasks = tasks
         self._observer = observer
 
-    def get_now(self, key: str) -> Entry | MissReason | None:
-        """What can be had without waiting; None where `get` has to be asked."""
+    def get_now(self, key: str) -> Entry | None:
+        """The entry if it can be had without waiting; None where `get` has to be asked."""
         if (entry := self._writes.pending(key)) is not None:
             return entry
         value = self._store.get_now(key)
@@ -36,7 +36,7 @@ class Entries:
         try:
             return decode(value, key)
         except EntryUnreadable:
-            return self._unreadable(key)
+            return None  # `get` meets it too: it deletes and counts it, once
 
     async def get(self, key: str) -> Entry | MissReason:
         """The entry under `key`, or why it can't be had; never raises for a failing store."""

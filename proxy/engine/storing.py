@@ -5,18 +5,20 @@ from proxy.core.freshness import lifetime_seconds
 from proxy.core.recording import NotStored, Recording
 from proxy.core.rules import Rule
 from proxy.core.stored_headers import stored_headers
-from proxy.core.wire import Headers, header
+from proxy.core.wire import Headers
 from proxy.engine.plan import Plan
 from proxy.upstream.base import Exchange
 
 
 def lifetime_of(rule: Rule, exchange: Exchange) -> float:
     """Seconds for which this exchange's answer may be served under the rule."""
-    value = header(exchange.response.headers, b"cache-control") if rule.honor_upstream else None
+    said = [
+        value.decode("latin-1")
+        for name, value in exchange.response.headers
+        if name.lower() == b"cache-control"
+    ]
     return lifetime_seconds(
-        rule,
-        fallback=exchange.fallback,
-        cache_control=value.decode("latin-1") if value is not None else None,
+        rule, fallback=exchange.fallback, cache_control=", ".join(said) if said else None
     )
 
 
