@@ -88,6 +88,12 @@ class Metrics:
             "Answers that broke off, by the upstream or by the client.",
             "endpoint",
         )
+        self._attempts = self._counter(
+            "magic_proxy_upstream_attempts",
+            "Tries of upstreams, retries included.",
+            "upstream",
+            "result",
+        )
         self._store_errors = self._counter(
             "magic_proxy_store_errors", "Failed operations of the store.", "operation"
         )
@@ -116,6 +122,9 @@ class Metrics:
 
     def store_failed(self, operation: str) -> None:
         self._store_errors.labels(operation).inc()
+
+    def attempted(self, upstream: str, result: str) -> None:
+        self._attempts.labels(upstream, result).inc()
 
     def write_dropped(self) -> None:
         self._dropped.inc()

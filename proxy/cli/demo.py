@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from proxy.cli.serve import server_config
 from proxy.clock import Clock, SystemClock
 from proxy.edge.app import create_app
 from proxy.settings.models import Settings
@@ -157,7 +158,7 @@ def run_demo(
                 "upstreams": {"standin": {"base_url": upstream.base_url}},
             }
         )
-        with serve_in_thread(create_app(settings)) as server:
+        with serve_in_thread(server_config(create_app(settings), settings)) as server:
             console.print(f"A stand-in for OpenAI's API answers on {upstream.url},")
             console.print(f"and the proxy in front of it on {server.url}.\n")
             with console.status("Calling …"):

@@ -22,7 +22,7 @@ from proxy.stores.base import Store
 from proxy.stores.disk import DiskStore
 from proxy.stores.memory import MemoryStore
 from proxy.stores.tiered import TieredStore
-from proxy.upstream.base import Profile, Timeouts
+from proxy.upstream.base import AttemptObserver, Profile, Timeouts
 from proxy.upstream.config import KeySecret, TransportName, UpstreamConfig
 from proxy.upstream.dispatch import UpstreamSet
 from proxy.upstream.router import Route, Router
@@ -113,13 +113,14 @@ def build_access(settings: Settings) -> Access:
     return Access(ClientMode.KEYS, by_hash, admins)
 
 
-def build_forwarder(settings: Settings, clock: Clock) -> UpstreamSet:
+def build_forwarder(settings: Settings, clock: Clock, observer: AttemptObserver) -> UpstreamSet:
     """All upstreams with their pools, and the router over them."""
     configs = [_upstream(name, upstream) for name, upstream in settings.upstreams.items()]
     return UpstreamSet(
         configs,
         build_router(settings),
         clock=clock,
+        observer=observer,
         # Where clients show keys of this proxy, these are secrets that no upstream may see.
         strip_client_credentials=settings.clients is not None and settings.clients != OPEN,
     )

@@ -143,7 +143,7 @@ class Runtime:
             # connections can be closed.
             loop = asyncio.get_running_loop()
             weakref.finalize(self._snapshot, self._close_later, loop, self._forwarder)
-        self._forwarder = build_forwarder(settings, self.clock)
+        self._forwarder = build_forwarder(settings, self.clock, self.metrics)
         self._snapshot = Snapshot(
             service=CacheService(
                 build_policy(settings), self._entries, self._forwarder, self.clock, self._observer

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from proxy.errors import Mistake
-from proxy.settings.document import Document, Loc, Place, parse
+from proxy.settings.document import Document, Loc, Place, parse, path_text
 from proxy.settings.models import DEFAULT_UPSTREAMS
 from proxy.settings.types import Plain
 
@@ -47,7 +47,7 @@ def apply_flags(document: Document, flags: Mapping[str, Any]) -> None:
 
 
 def _put(document: Document, steps: list[str], value: Any, place: Place) -> None:
-    """Set one value, copying what is on the way: the rest of the document stays as it was."""
+    """Set one value, making what is missing on the way."""
     document.value = _start(document.value, steps)
     parent: Any = document.value
     loc: Loc = ()
@@ -63,8 +63,8 @@ def _put(document: Document, steps: list[str], value: Any, place: Place) -> None
         inner = parent[name] if isinstance(name, int) else parent.get(name)
         if inner is None or isinstance(inner, str | int | float):
             inner = {}
-        parent[name] = inner.copy()
-        parent = parent[name]
+        parent[name] = inner
+        parent = inner
     _forget(document, loc)
     document.values[loc] = place
     document.names[loc] = place
@@ -91,9 +91,11 @@ def _existing(parent: Any, step: str) -> str | int | None:
 
 
 def _forget(document: Document, loc: Loc) -> None:
-    """What stood in the file at this place is no longer what counts."""
+    """What stood in the file at this place no longer counts, nor does what was wrong with it."""
     for places in (document.values, document.names):
         for inner in [known for known in places if known[: len(loc)] == loc]:
             del places[inner]
     gone = {known for known in document.broken if known[: len(loc)] == loc}
     document.broken -= gone
+    paths = {path_text(known) for known in gone}
+    document.mistakes = [known for known in document.mistakes if known.path not in paths]

@@ -1,11 +1,13 @@
-"""Runs an ASGI app in a thread with a loop of its own, on a free port of the loopback."""
+"""Runs servers in threads, each with a loop of its own, on free ports of the loopback."""
 
+import asyncio
 import socket
 import threading
 from types import TracebackType
 from typing import Any, Self, cast
 
 import uvicorn
+from uvicorn.loops.auto import auto_loop_factory
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from proxy.standin.app import StandIn
@@ -73,7 +75,8 @@ class RunningServer:
 
     def _run(self) -> None:
         try:
-            self._server.run(sockets=[self._listener])
+            with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
+                runner.run(self._server.serve(sockets=[self._listener]))
         except BaseException as failure:  # noqa: BLE001 - told to whoever starts or stops the server
             self._failure = failure
         finally:
@@ -138,15 +141,11 @@ def listen(port: int = 0) -> socket.socket:
     return listener
 
 
-def serve_in_thread(app: Any, *, port: int = 0, lifespan: bool = True) -> RunningServer:
-    """Run any ASGI app; it listens when this returns. Raises RuntimeError if it does not start."""
-    config = uvicorn.Config(
-        app,
-        lifespan="on" if lifespan else "off",
-        access_log=False,
-        log_config=None,
-        timeout_graceful_shutdown=10,
-    )
+def serve_in_thread(config: uvicorn.Config, *, port: int = 0) -> RunningServer:
+    """Run a server as configured, but for its address; it listens when this returns.
+
+    Raises RuntimeError if it does not start.
+    """
     running = RunningServer(config, listen(port))
     running.start()
     return running

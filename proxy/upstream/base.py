@@ -119,6 +119,14 @@ class Exchange:
     attempts: int = 1
 
 
+class AttemptObserver(Protocol):
+    """Is told of every attempt, retries included."""
+
+    def attempted(self, upstream: str, result: str) -> None:
+        """`result` is `ok`, `key-limited`, `key-rejected`, `fault`, `refused`, or an error code."""
+        ...
+
+
 class Forwarder(Protocol):
     """All upstreams of one configuration."""
 

@@ -9,6 +9,7 @@ from enum import Enum, auto
 from proxy.clock import Clock
 from proxy.errors import KeysExhausted, UpstreamError, UpstreamTimeout
 from proxy.upstream.base import (
+    AttemptObserver,
     Exchange,
     Outgoing,
     Profile,
@@ -23,7 +24,7 @@ from proxy.upstream.keypool import KeyPool, KeyState, Lease, Transition
 from proxy.upstream.outgoing import body_for, is_repeatable, url_for
 from proxy.upstream.replay import Leased, read_ahead
 from proxy.upstream.upload import Upload
-from proxy.upstream.verdict import KeyLimited, KeyRejected, UpstreamFault, Verdict
+from proxy.upstream.verdict import KeyLimited, KeyRejected, UpstreamFault, Verdict, result_of
 
 log = logging.getLogger("magic_proxy.upstream")
 
@@ -75,11 +76,13 @@ class Course:
         clock: Clock,
         *,
         strip_credentials: bool,
+        observer: AttemptObserver | None = None,
     ) -> None:
         self._profiles = profiles
         self._outgoing = outgoing
         self._clock = clock
         self._strip = strip_credentials
+        self._observer = observer
         # None: the body is in memory and can be sent again.
         self._upload = Upload(body) if isinstance(body := outgoing.body, AsyncIterator) else None
         self._stopped = False
@@ -162,10 +165,12 @@ class Course:
                 raise
         except UpstreamError as error:
             release()
+            self._count(upstream, error.error_code or "error")
             return self._failed(error)
         except BaseException:
             release()
             raise
+        self._count(upstream, result_of(judged.verdict))
         if upstream.pool is not None and lease is not None:
             moment = self._clock.monotonic()
             _tell(upstream, upstream.pool.report(lease, judged.verdict, moment))
@@ -196,6 +201,10 @@ class Course:
         verdict = classify(status, headers, ahead.head, wall)
         is_trouble = isinstance(verdict, KeyLimited | KeyRejected | UpstreamFault)
         return _Judged(ahead, verdict, is_final=not is_trouble)
+
+    def _count(self, upstream: Upstream, result: str) -> None:
+        if self._observer is not None:
+            self._observer.attempted(upstream.config.name, result)
 
     def _has_other(self, position: int, verdict: Verdict, here: int) -> bool:
         """True where this answer is trouble, and another key or profile can be asked instead.

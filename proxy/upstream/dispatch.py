@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from proxy.clock import Clock
-from proxy.upstream.base import Chain, Exchange, Outgoing, Transport
+from proxy.upstream.base import AttemptObserver, Chain, Exchange, Outgoing, Transport
 from proxy.upstream.config import UpstreamConfig
 from proxy.upstream.course import Course, Upstream
 from proxy.upstream.keypool import KeyPool, KeyStatus
@@ -26,11 +26,13 @@ class UpstreamSet:
         *,
         clock: Clock,
         strip_client_credentials: bool = False,
+        observer: AttemptObserver | None = None,
         transport_factory: Callable[[UpstreamConfig], Transport] = open_transport,
     ) -> None:
         self._router = router
         self._clock = clock
         self._strip = strip_client_credentials
+        self._observer = observer
         if unknown := sorted(router.upstreams() - {config.name for config in configs}):
             raise ValueError(f"a route leads to an unknown upstream: {', '.join(unknown)}")
         self._upstreams = {
@@ -53,6 +55,7 @@ class UpstreamSet:
             outgoing,
             self._clock,
             strip_credentials=self._strip,
+            observer=self._observer,
         )
         return await course.run()
 

@@ -1,7 +1,7 @@
 """What one answer, or one failure, says about the key and the upstream. A closed union."""
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, assert_never
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,23 @@ class UpstreamFault:
 @dataclass(frozen=True, slots=True)
 class Neutral:
     """The request is at fault, or it was broken off; nothing is learned about the key."""
+
+
+def result_of(verdict: "Verdict") -> str:
+    """One word for counters."""
+    match verdict:
+        case KeyWorks():
+            return "ok"
+        case KeyLimited():
+            return "key-limited"
+        case KeyRejected():
+            return "key-rejected"
+        case UpstreamFault():
+            return "fault"
+        case Neutral():
+            return "refused"
+        case _:
+            assert_never(verdict)
 
 
 Verdict: TypeAlias = KeyWorks | KeyLimited | KeyRejected | UpstreamFault | Neutral
