@@ -7,10 +7,12 @@ import openai
 import pytest
 
 from proxy.standin import RunningStandIn, start_standin
+from tests.integration.contract import Asker, Site
 from tests.integration.redis_server import RedisServer, redis_server
 from tests.integration.servers import ProxyFactory, RunningProxy
 
 NewClient = Callable[..., openai.OpenAI]
+NewAsker = Callable[..., Asker]
 
 
 @pytest.fixture
@@ -49,3 +51,25 @@ def client() -> Iterator[NewClient]:
     yield new
     for each in made:
         each.close()
+
+
+@pytest.fixture(scope="module")
+def whole_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Servers that all tests of a module share."""
+    with start_standin() as running:
+        factory = ProxyFactory(running.base_url, tmp_path_factory.mktemp("site"))
+        yield Site(running, factory)
+        factory.stop()
+
+
+@pytest.fixture
+def site(whole_site: Site) -> Site:
+    """The shared servers, with a stand-in that has seen nothing and has no scripts."""
+    whole_site.standin.app.reset()
+    return whole_site
+
+
+@pytest.fixture
+def ask(site: Site) -> NewAsker:
+    """Makes clients of shared proxies: `ask()`, `ask({...})`; each has entries of its own."""
+    return site.asker
