@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from proxy.cli.serve import server_config
 from proxy.edge.app import create_app
 from proxy.settings.load import load_settings
 from proxy.standin import RunningServer, serve_in_thread
@@ -51,11 +52,12 @@ class RunningProxy:
         return f"{self.url}/v1"
 
     def start(self) -> None:
-        """Load the settings from a file, as the command line does, and listen."""
+        """Load the settings from a file and serve, as the command line does."""
         assert self._server is None, "already started"
         self._file.write_text(yaml.safe_dump(self.settings))
-        app = create_app(load_settings(self._file, env={}))
-        self._server = serve_in_thread(app, port=self._port)
+        settings = load_settings(self._file, env={})
+        config = server_config(create_app(settings), settings)
+        self._server = serve_in_thread(config, port=self._port)
         self._port = self._server.port
 
     def stop(self) -> None:
