@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from proxy.settings.cache import WhenSettings
@@ -122,6 +122,8 @@ def test_conditions_cover_each_other(
     assert WhenSettings.model_validate(earlier) is not None
 
 
+@example(name="a?", pattern="a*", model="ab")
+@example(name="a?", pattern="a*", model="a")
 @given(
     name=st.text("ab*?[]", min_size=1, max_size=5),
     pattern=st.text("ab*?[]", min_size=1, max_size=5),

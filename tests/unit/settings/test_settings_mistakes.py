@@ -68,6 +68,9 @@ TABLE = [
     pytest.param("default_upstream: »azure", "default_upstream", ["no upstream `azure`", "known: openai"], id="default-upstream"),
     pytest.param("models: {a: {fallbacks: [»b]}}", "models.a.fallbacks[0]", ["no model `b`", "known: a"], id="unknown-fallback"),
     pytest.param("models: {a: {fallbacks: [b]}, b: {fallbacks: [»a]}}", "models.b.fallbacks[0]", ["a → b → a"], id="fallback-cycle"),
+    pytest.param("models: {a: {fallbacks: [b]}, b: {fallbacks: [»a]}, c: {fallbacks: [a]}}", "models.b.fallbacks[0]", ["a → b → a"], id="fallback-cycle-once"),
+    pytest.param("upstreams: {a: &a {base_url: http://x, max_attempts: 1}, b: {max_attempts: »x, <<: *a}}", "upstreams.b.max_attempts", ["whole number"], id="beside-a-merge"),
+    pytest.param('upstreams: {a: {base_url: http://x, auth: {scheme: »"a\\nb"}}}', "upstreams.a.auth.scheme", ["one line"], id="auth-scheme"),
     pytest.param("models: {a: {fallbacks: [»a]}}", "models.a.fallbacks[0]", ["a → a"], id="fallback-to-itself"),
     pytest.param("aliases: {x: »y}", "aliases.x", ["no model `y`"], id="alias-target"),
     pytest.param("models: {a: {}, b: {}}\naliases: {»a: b}", "aliases.a", ["is a model already"], id="alias-shadows"),
@@ -193,3 +196,15 @@ def test_B74_an_open_proxy_on_a_public_address_is_a_mistake(tmp_path: Path) -> N
     [mistake] = mistakes_in("server: {host: 0.0.0.0}\nclients: open", tmp_path)
     assert (mistake.line, mistake.path) == (2, "clients")
     assert "insecure_open" in mistake.message
+
+
+def test_B74_a_mistake_in_an_override_is_not_told_of_the_file(tmp_path: Path) -> None:
+    [mistake] = mistakes_in("server: {port: 1}", tmp_path, {"MAGIC_PROXY__SERVER": "{port: x}"})
+    assert (mistake.line, mistake.path) == (0, "server.port")
+    assert "MAGIC_PROXY__SERVER" in mistake.message
+
+
+def test_B74_a_wrong_override_of_a_broken_value_is_told(tmp_path: Path) -> None:
+    env = {"MAGIC_PROXY__SERVER__PORT": "x"}
+    [mistake] = mistakes_in("server: {port: '${NOT_SET}'}", tmp_path, env)
+    assert "MAGIC_PROXY__SERVER__PORT" in mistake.message

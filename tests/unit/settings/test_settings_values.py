@@ -135,6 +135,23 @@ def test_anchors_and_merges_work_and_own_members_win(load_text: LoadText) -> Non
     assert settings.upstreams["c"] == settings.upstreams["a"]
 
 
+def test_the_first_of_several_merges_wins(load_text: LoadText) -> None:
+    settings = load_text(
+        "upstreams:\n"
+        "  a: &a {base_url: http://a, max_attempts: 7}\n"
+        "  b: &b {base_url: http://b, request_usage: true}\n"
+        "  c: {<<: [*a, *b]}\n"
+    )
+    c = settings.upstreams["c"]
+    assert (c.base_url, c.max_attempts, c.request_usage) == ("http://a", 7, True)
+
+
+def test_keys_lose_the_line_end_that_secret_files_have(load_text: LoadText) -> None:
+    text = "upstreams: {a: {base_url: http://x, api_keys: ['${KEY}', {env: KEY}]}}\nclients: open"
+    keys = load_text(text, {"KEY": "sk-1\n"}).upstreams["a"].keys
+    assert [key.secret.get_secret_value() for key in keys] == ["sk-1", "sk-1"]
+
+
 @pytest.mark.parametrize(
     ("text", "env", "host"),
     [
@@ -237,6 +254,7 @@ def test_an_override_repairs_what_the_file_leaves_open(load_text: LoadText) -> N
     env = {"MAGIC_PROXY__SERVER__PORT": "2", "X": "y"}
     assert load_text("server: {port: 0, host: '${X}'}", env).server.port == 2
     assert load_text("server: {port: wrong}", env).server.port == 2
+    assert load_text("server: {port: '${NOT_SET}'}", env).server.port == 2
 
 
 def test_file_names_are_relative_to_the_settings_file(load_text: LoadText, tmp_path: Path) -> None:
