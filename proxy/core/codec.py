@@ -176,7 +176,7 @@ def _decode(value: bytes, key: str) -> Entry:
         payload=payload,
         profile=_text(header["profile"]),
         fallback=header["fallback"] is True,
-        tags=tuple(map(_text, header["tags"])),
+        tags=_tags(header["tags"]),
     )
 
 
@@ -184,6 +184,12 @@ def _text(value: object) -> str:
     if not isinstance(value, str):
         raise EntryUnreadable("a text of the header is not a text")
     return value
+
+
+def _tags(tags: object) -> tuple[str, ...]:
+    if not isinstance(tags, list):
+        raise EntryUnreadable("the tags are not a list")
+    return tuple(map(_text, tags))
 
 
 def _headers(pairs: list[list[str]]) -> Headers:

@@ -255,6 +255,15 @@ async def test_B50_the_circuit_opens_without_traffic_when_the_server_is_down_at_
     await eventually(shut)
 
 
+async def test_B50_a_refused_connection_is_told_at_once() -> None:
+    url = f"redis://127.0.0.1:{free_port()}"
+    store = RedisStore(url, clock=SystemClock(), timeout_seconds=600.0)
+    async with asyncio.timeout(20.0):
+        with pytest.raises(StoreUnavailable):
+            await store.get_many(["a"])
+    await store.close()
+
+
 async def test_B51_a_late_reply_never_reaches_another_key(
     server: RedisServer, store: RedisStore
 ) -> None:

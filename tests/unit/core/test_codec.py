@@ -182,7 +182,26 @@ def test_B51_a_well_sealed_forgery_raises_the_declared_error_only(
     )
     value = sealed(prefix + packed + zstandard.compress(b"a" * 99) + b"0000")
     with contextlib.suppress(EntryUnreadable):
-        assert isinstance(decode(value, ENTRY.key), Entry)
+        entry = decode(value, ENTRY.key)
+        assert encode(entry, compress_above_bytes=2**30), "what is decoded is a sound entry"
+        assert all(type(text) is str for text in (entry.model, entry.rule, entry.profile))
+        assert len(entry.payload) == payload_bytes
+
+
+@pytest.mark.parametrize("member", ["model", "rule", "profile", "tags", "usage", "headers"])
+@pytest.mark.parametrize("forged", [7, [7], {"a": 1}, [[7, 7]], [True, True, True]])
+def test_B51_a_member_of_a_wrong_type_is_refused(member: str, forged: object) -> None:
+    packed = orjson.dumps(codec._header(ENTRY) | {member: forged})
+    prefix = struct.pack(">4sBBHIIddd", b"MPXE", 1, 0, 200, len(packed), 5, 1.0, 2.0, 3.0)
+    with pytest.raises(EntryUnreadable):
+        decode(sealed(prefix + packed + b"hello" + b"0000"), ENTRY.key)
+
+
+def test_B51_a_plain_payload_of_another_length_is_refused() -> None:
+    packed = orjson.dumps(codec._header(ENTRY))
+    prefix = struct.pack(">4sBBHIIddd", b"MPXE", 1, 0, 200, len(packed), 6, 1.0, 2.0, 3.0)
+    with pytest.raises(EntryUnreadable, match="length"):
+        decode(sealed(prefix + packed + b"hello" + b"0000"), ENTRY.key)
 
 
 @pytest.mark.parametrize(
