@@ -288,6 +288,28 @@ async def test_B63_each_key_is_tried_once_and_attempts_are_capped() -> None:
     assert exchange.attempts == 3
 
 
+async def test_B63_each_key_meets_a_broken_connection_once() -> None:
+    world = World(up("up", "a", "b", max_attempts=5))
+    transport = world.on(any=[UpstreamUnreachable("refused")])
+    with pytest.raises(UpstreamUnreachable):
+        await world.send()
+    assert transport.used == ["a", "b"]
+    assert world.in_flight() == 0
+
+
+async def test_B62_a_failed_attempt_s_key_is_free_during_the_next_one() -> None:
+    world = World(up("up", "a", "b"))
+    seen: list[int] = []
+
+    def counts(request: UpstreamRequest) -> Answer:
+        seen.append(world.in_flight())
+        return Answer()
+
+    world.on(a=[Answer(500)], b=[counts])
+    await world.ok()
+    assert seen == [1]
+
+
 async def test_B63_total_time_is_capped() -> None:
     world = World(up("up", "a", "b", "c", timeouts=Timeouts(total_seconds=10.0)))
 
@@ -336,6 +358,33 @@ async def test_B63_a_cooling_pool_is_passed_over() -> None:
     assert (await world.ok()).upstream == "back"
     assert (await world.ok()).upstream == "back"
     assert first.used == ["a"]
+
+
+async def test_B64_a_rejected_key_after_a_cooling_pool_ends_in_429() -> None:
+    world = World(up("up", "a", "b"), up("back", "z"))
+    world.on("up", any=[limited(30)])
+    world.on("back", z=[Answer(), refused()])
+    await world.ok()
+    with pytest.raises(KeysExhausted) as caught:
+        await world.send()
+    assert caught.value.retry_after_seconds == pytest.approx(30.0)
+
+
+async def test_B62_the_rejection_that_came_last_is_told() -> None:
+    world = World(up("up", "a"), up("back", "z"))
+    world.on("up", any=[UpstreamUnreachable("refused")])
+    world.on("back", any=[refused()])
+    with pytest.raises(UpstreamError) as caught:
+        await world.send()
+    assert caught.value.error_code == "upstream_credentials_rejected"
+
+
+async def test_B63_unrepeatable_work_is_not_given_to_the_next_profile() -> None:
+    world = World(up("up", "a"), up("back", "z"))
+    world.on("up", any=[UpstreamUnreachable("reset")])
+    with pytest.raises(UpstreamUnreachable):
+        await world.send(Outgoing("POST", "/batches", "", (), b"{}"))
+    assert world.transports["back"].requests == []
 
 
 async def test_B65_when_all_fail_the_last_answer_is_the_client_s() -> None:

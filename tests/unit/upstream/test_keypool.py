@@ -188,6 +188,15 @@ def test_B62_requests_that_were_under_way_do_not_retire_twice_or_bring_back() ->
     assert states(keys) == [KeyState.RETIRED]
 
 
+def test_B62_a_limit_from_before_the_rejection_does_not_bring_the_key_back() -> None:
+    keys = pool(A)
+    first, second = taken(keys), taken(keys)
+    keys.report(first, KeyRejected("status 401"), 0.0)
+    assert keys.report(second, KeyLimited(5.0), 0.0) is None
+    assert states(keys) == [KeyState.RETIRED]
+    assert keys.soonest(0.0) is None, "its time is no promise: it may be rejected again"
+
+
 def test_B62_what_cannot_be_sent_twice_does_not_probe_while_others_work() -> None:
     keys = pool(A, B)
     use(keys, KeyRejected("status 401"))
