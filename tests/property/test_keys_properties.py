@@ -103,7 +103,8 @@ class Spelling:
                 mark = self.draw(st.sampled_from(["e", "E", "e+"] if exponent >= 0 else ["e", "E"]))
                 return f"{minus}{text}{mark}{exponent}"
             case "zeros":
-                return f"{minus}{text}00e{exponent - 2}"
+                # A zero with zeros behind it would lead with them, which is not JSON.
+                return f"{minus}{text}00e{exponent - 2}" if value else f"{minus}0.00e{exponent}"
             case "point":
                 return f"{minus}{text[0]}.{text[1:]}0e{exponent + len(text) - 1}"
             case _:

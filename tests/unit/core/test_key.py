@@ -96,7 +96,7 @@ def test_B3_a_store_key_is_read_back(prefix: str) -> None:
         "", "p:", "q:v1:chat:s:" + "0" * 64, "p:v1:chat:s:" + "0" * 63, "p:v1:chat::" + "0" * 64,
         "p:v0:chat:s:" + "0" * 64, "p:1:chat:s:" + "0" * 64, "p:v1:images:s:" + "0" * 64,
         "p:v1:chat:S:" + "0" * 64, "p:v1:chat:s:" + "A" * 64, "p:v1:chat:s:t:" + "0" * 64,
-        "p:v1:chat:s:" + "0" * 64 + "\n",
+        "p:v1:chat:s:" + "0" * 64 + "\n", "v1:chat:s:" + "0" * 64,
     ],
 )  # fmt: skip
 def test_B51_what_is_no_store_key_is_refused(text: str) -> None:
@@ -226,8 +226,9 @@ def test_B1_a_field_cannot_pose_as_the_model() -> None:
     assert derivation_of(b'{"x":1,"internal_model_name":"n"}', spared).key
 
 
-def test_excluding_everything_leaves_no_key() -> None:
-    rule = rule_of({"include_in_key": ["messages"], "exclude_from_key": ["*"]})
+@pytest.mark.parametrize("included", ["messages", "*"])
+def test_B5_excluding_everything_leaves_no_key(included: str) -> None:
+    rule = rule_of({"include_in_key": [included], "exclude_from_key": ["*"]})
     assert derivation_of(BODY, rule).reason is NoKey.NO_INCLUDED_FIELD
 
 
