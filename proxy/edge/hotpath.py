@@ -7,8 +7,9 @@ compared, by equality and not by a digest. Everything else takes the ordinary pa
 
 A request gets here only through the ordinary path: the protocol notes the bytes of a request that
 came whole in one read, and the edge, having answered it with a plain hit, offers them to the
-table with what it takes to give that answer again. Freshness, and that the settings are still
-those under which the answer was given, are checked on every hit.
+table with what it takes to give that answer again. Freshness, that the settings are still those
+under which the answer was given, and that no entry was replaced since (a client's `no-cache` does
+that), are checked on every hit.
 
 This lives behind uvicorn's option for a protocol class; on another server nothing is noted, and
 the application works without it.
@@ -48,6 +49,7 @@ class HotAnswer:
     """An answer on the wire, cut where the values go that differ from hit to hit."""
 
     snapshot: Snapshot
+    replacements: int
     repeatable: Repeatable
     head: bytes
     tail: bytes
@@ -69,7 +71,11 @@ class HotTable:
             return None
         now = self._runtime.clock.wall()
         entry = hot.repeatable
-        if hot.snapshot is not self._runtime.snapshot or not is_fresh(entry, now):
+        if (
+            hot.snapshot is not self._runtime.snapshot
+            or hot.replacements != hot.snapshot.service.replacements
+            or not is_fresh(entry, now)
+        ):
             self._forget(request)
             return None
         outcome = entry.outcome.repeated(
@@ -95,6 +101,7 @@ class HotTable:
         self._forget(request)
         hot = HotAnswer(
             snapshot,
+            snapshot.service.replacements,
             repeatable,
             head=STATUS_LINE[answer.status] + _lines(repeatable.headers),
             tail=b"content-length: %d\r\n\r\n%b" % (len(answer.body), answer.body),

@@ -25,6 +25,9 @@ class Entries:
         self._writes = writes
         self._tasks = tasks
         self._observer = observer
+        self.replacements = 0
+        """How often an entry was stored where a fresh one may have been: what repeats an answer
+        without asking for its entry has to ask again when this changes."""
 
     def get_now(self, key: str) -> Entry | None:
         """The entry if it can be had without waiting; None where `get` has to be asked."""
@@ -56,9 +59,12 @@ class Entries:
         except EntryUnreadable:
             return self._unreadable(key)
 
-    def put(self, entry: Entry) -> bool:
-        """Queue the entry; False where it was dropped."""
-        return self._writes.put(entry)
+    def put(self, entry: Entry, *, replaces: bool) -> bool:
+        """Queue the entry; False where it was dropped. `replaces`: a fresh one may be there."""
+        queued = self._writes.put(entry)
+        if queued and replaces:
+            self.replacements += 1
+        return queued
 
     def _unreadable(self, key: str) -> MissReason:
         self._observer.entry_unreadable()

@@ -58,6 +58,11 @@ class CacheService:
         self._observer = observer
         self._forwarding = Forwarding(entries, forwarder, clock, observer)
 
+    @property
+    def replacements(self) -> int:
+        """Changes when an entry was replaced before its time: answers given may be out of date."""
+        return self._entries.replacements
+
     def begin(self, call: Call) -> Answer | Plan:
         """The answer, if it is a hit that needs no waiting; else the plan for `finish`.
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from proxy.clock import Clock
 from proxy.core.entry import Usage
-from proxy.core.outcome import Outcome
+from proxy.core.outcome import MissReason, Outcome
 from proxy.core.recording import NotStored, Recording
 from proxy.core.rules import DEFAULT_FINISH_REASONS
 from proxy.engine.base import Observer
@@ -15,6 +15,8 @@ from proxy.upstream.base import Exchange
 
 # What is held of an answer that can't become an entry, to read its usage.
 _UNRECORDED_BYTES = 1024 * 1024
+# With these the look-up found nothing that could still be served.
+_NO_FRESH_ENTRY = frozenset({MissReason.ABSENT, MissReason.EXPIRED, MissReason.UNREADABLE})
 
 
 class Settlement:
@@ -99,4 +101,5 @@ class Settlement:
         now = self._clock.wall()
         entry = entry_of(self.plan, rule, self.exchange, recording, store_key=key, now=now)
         self.outcome = replace(self.outcome, ttl_seconds=entry.fresh_until - now)
-        return None if self._entries.put(entry) else NotStored.QUEUE_FULL
+        replaces = self.outcome.detail not in _NO_FRESH_ENTRY
+        return None if self._entries.put(entry, replaces=replaces) else NotStored.QUEUE_FULL
