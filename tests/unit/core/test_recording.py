@@ -296,7 +296,7 @@ def test_B16_usage_is_known_of_a_stream_that_is_not_stored(before: bytes, max_by
     recorder = _recorder(before, STOP + USAGE_CHUNK, max_bytes=max_bytes)
     assert recorder.usage == Usage(3, 4, 7)
     terminal = [recorder.saw_terminal]
-    recorder.feed(b'data: {"usage": broken\n\n' + DONE)
+    recorder.feed(b'data: {"usage": broken\n\ndata: {"usage": null}\n\n' + DONE)
     assert recorder.usage == Usage(3, 4, 7)
     assert [*terminal, recorder.saw_terminal] == [False, True]
     assert isinstance(recorder.finish(ended_well=True), NotStored)
@@ -305,6 +305,15 @@ def test_B16_usage_is_known_of_a_stream_that_is_not_stored(before: bytes, max_by
 def test_B16_usage_that_came_before_the_stream_grew_too_long() -> None:
     recorder = _recorder(USAGE_CHUNK, HELLO, max_bytes=len(USAGE_CHUNK))
     assert recorder.usage == Usage(3, 4, 7)
+
+
+def test_B16_usage_in_the_very_event_that_makes_the_stream_too_long() -> None:
+    assert _recorder(USAGE_CHUNK, max_bytes=1).usage == Usage(3, 4, 7)
+
+
+def test_the_first_reason_is_the_one_that_is_told() -> None:
+    recorder = _recorder(b"event: error\n\n", *[b"x" * 1_000_000] * 20)
+    assert recorder.finish(ended_well=True) == NotStored.ERROR_EVENT
 
 
 def test_past_the_size_nothing_is_held() -> None:

@@ -175,6 +175,20 @@ def test_B23_json_asked_for_as_a_stream_tells_the_same(include_usage: bool) -> N
     assert orjson.loads(again.body) == (completion if include_usage else COMPLETION)
 
 
+def test_B23_the_chunks_have_the_shape_of_openais_own() -> None:
+    completion = {**COMPLETION, "system_fingerprint": "fp", "citations": ["u"]}
+    body = _chat(_entry(Form.JSON, orjson.dumps(completion)), AS_STREAM).body
+    chunks = [orjson.loads(line[6:]) for line in body.split(b"\n\n")[:-2]]
+    assert [chunk["choices"][0]["delta"] for chunk in chunks] == [
+        {"role": "assistant", "content": ""},
+        {"content": "Hello"},
+        {},
+    ]
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None, None, "stop"]
+    assert [chunk["system_fingerprint"] for chunk in chunks] == ["fp"] * 3
+    assert ["citations" in chunk for chunk in chunks] == [True, False, False]
+
+
 def test_the_content_type_of_an_entry_without_one() -> None:
     stream = _entry(Form.SSE, TEXT + DONE, headers=())
     assert _chat(stream, AS_STREAM).content_type == b"text/event-stream; charset=utf-8"

@@ -164,6 +164,26 @@ def test_B22_tool_calls_as_providers_stream_them(
     assert _message({"tool_calls": calls}) == message
 
 
+def test_B22_text_that_repeats_itself_is_no_repeat() -> None:
+    message = _message({"content": "ha"}, {"content": "ha"}, {"reasoning": "a"}, {"reasoning": "a"})
+    assert (message["content"], message["reasoning"]) == ("haha", "aa")
+
+
+def test_B22_a_choice_without_a_number_is_the_first() -> None:
+    transcript = _transcript(_chunk({"content": "a"}), {"choices": [{"delta": {"content": "b"}}]})
+    (choice,) = transcript.completion()["choices"]
+    assert (choice["index"], choice["message"]["content"]) == (0, "ab")
+
+
+def test_B22_what_was_said_is_not_taken_back_by_a_later_null() -> None:
+    transcript = _transcript(_chunk({"content": "a"}, "stop"), {**_chunk({}), "usage": {"x": 1}})
+    transcript.add(orjson.dumps({**_chunk({"content": None}), "usage": None}))
+    completion = transcript.completion()
+    assert completion["usage"] == {"x": 1}
+    assert completion["choices"][0]["finish_reason"] == "stop"
+    assert completion["choices"][0]["message"]["content"] == "a"
+
+
 def test_B22_several_choices_interleaved() -> None:
     def chunk(index: int, text: str, reason: str | None = None) -> dict[str, Any]:
         choice = {"index": index, "delta": {"content": text}, "finish_reason": reason}
@@ -253,6 +273,7 @@ def test_B22_members_of_the_top_level() -> None:
         {**_chunk({"content": "a"}), "system_fingerprint": None, "obfuscation": "xyz"},
         {**_chunk({}, "stop"), "system_fingerprint": "fp_1", "service_tier": "default"},
         {**_chunk({}), "system_fingerprint": None, "citations": ["u"], "error": None},
+        {"id": "other", "created": 18, "model": "gpt-4o-2", "choices": []},
     )
     completion = transcript.completion()
     del completion["choices"]
