@@ -89,10 +89,11 @@ def readable_accept_encoding(headers: Headers) -> bytes:
     return ", ".join(both).encode("ascii") or b"identity"
 
 
-def refuses_identity(headers: Headers) -> bool:
-    """True where the client takes no plain bytes: `identity;q=0`, or `*;q=0` without identity."""
+def wants_gzip(headers: Headers) -> bool:
+    """True where the client takes gzip but no plain bytes (`identity;q=0`, or `*;q=0` alone)."""
     said = accepted(headers)
-    return not said.get("identity", said.get("*", True))
+    refuses_plain = not said.get("identity", said.get("*", True))
+    return refuses_plain and said.get("gzip", said.get("*", False))
 
 
 def gzipped(plain: bytes) -> bytes:

@@ -5,7 +5,7 @@ import math
 import orjson
 
 from proxy.core.cache_status import outcome_headers
-from proxy.core.coding import gzipped, refuses_identity
+from proxy.core.coding import gzipped, wants_gzip
 from proxy.core.entry import Entry
 from proxy.core.outcome import Outcome
 from proxy.core.replay import Rendered
@@ -47,7 +47,7 @@ def hit_answer(
 def _must_be_coded(request_headers: Headers) -> bool:
     # Nearly every client takes plain bytes, so the list is only read where it refuses something.
     value = header(request_headers, b"accept-encoding")
-    return value is not None and b"q=0" in value and refuses_identity(request_headers)
+    return value is not None and b"q=0" in value and wants_gzip(request_headers)
 
 
 def error_answer(error: ProxyError, outcome: Outcome, *, with_key: bool = False) -> Answer:
