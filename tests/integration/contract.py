@@ -93,6 +93,7 @@ class Asker:
     def __init__(self, proxy: RunningProxy, key: str) -> None:
         self.proxy = proxy
         self.key = key
+        entries_stored(proxy)  # what earlier askers left on its way
         self._before = metrics(proxy)
 
     def __call__(
