@@ -12,13 +12,17 @@ from proxy.errors import ProxyError, UpstreamError
 log = logging.getLogger("magic_proxy.edge")
 
 _FRAMING = frozenset({b"content-length", b"transfer-encoding", b"connection"})
+# No content, whatever the method (RFC 9110 section 6.4.1). A 304 may tell the length of what it
+# leaves out, but the server under this would wait for as many bytes.
+_BODILESS = frozenset({204, 304})
 
 
 async def send_answer(answer: Answer, send: Send) -> None:
     """Send a whole body with its length, or a streamed one chunk by chunk as it comes."""
     headers = [pair for pair in answer.headers if pair[0].lower() not in _FRAMING]
     if isinstance(answer.body, bytes):
-        headers.append((b"content-length", b"%d" % len(answer.body)))
+        if answer.status not in _BODILESS:
+            headers.append((b"content-length", b"%d" % len(answer.body)))
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})
         await send({"type": "http.response.body", "body": answer.body})
         return
@@ -31,6 +35,8 @@ async def send_stream(status: int, headers: HeaderList, body: BodyStream, send: 
     Returning without a last chunk makes the server close the connection, so that the client sees
     an unfinished body and never a clean end that was invented.
     """
+    if status in _BODILESS:
+        headers = [pair for pair in headers if pair[0].lower() != b"content-length"]
     async with aclosing(body):
         await send({"type": "http.response.start", "status": status, "headers": headers})
         try:
