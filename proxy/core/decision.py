@@ -81,27 +81,32 @@ def control_of(derivation: Derivation, asked: ClientControl) -> ClientControl:
 
 
 def before_lookup(
-    derivation: Derivation, control: ClientControl, *, enabled: bool
+    derivation: Derivation, control: ClientControl, *, enabled: bool, deliverable: bool = True
 ) -> LookUp | Forward | Bypass | Refuse:
     """What is known before the store is asked."""
     key = derivation.key
+    bypass = _bypass(derivation, control, enabled=enabled, deliverable=deliverable)
+    if bypass is not None:
+        return Refuse(bypass.reason) if control.only_if_cached else bypass
+    assert key is not None, "no key is a reason to bypass"
+    if not control.no_cache:
+        return LookUp(key)
+    if control.only_if_cached:
+        return Refuse(MissReason.NO_CACHE)
+    return Forward(key, Forwarded.REQUEST, MissReason.NO_CACHE)
+
+
+def _bypass(
+    derivation: Derivation, control: ClientControl, *, enabled: bool, deliverable: bool
+) -> Bypass | None:
     if not enabled:
-        return _without_cache(BypassReason.DISABLED, None, control)
-    if key is None:
-        return _without_cache(bypass_reason(derivation.reason), derivation.field, control)
-    if control.passes:
-        return _without_cache(BypassReason.CLIENT_PASS, None, control)
-    if control.no_cache:
-        if control.only_if_cached:
-            return Refuse(MissReason.NO_CACHE)
-        return Forward(key, Forwarded.REQUEST, MissReason.NO_CACHE)
-    return LookUp(key)
-
-
-def _without_cache(
-    reason: BypassReason, field: str | None, control: ClientControl
-) -> Bypass | Refuse:
-    return Refuse(reason) if control.only_if_cached else Bypass(reason, field)
+        return Bypass(BypassReason.DISABLED)
+    if derivation.key is None:
+        return Bypass(bypass_reason(derivation.reason), derivation.field)
+    if not deliverable:
+        # The encoding is not in the key, so an answer in a strange one must not get under it.
+        return Bypass(BypassReason.UNLISTED_FIELD, "encoding_format")
+    return Bypass(BypassReason.CLIENT_PASS) if control.passes else None
 
 
 def after_lookup(

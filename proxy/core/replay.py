@@ -27,6 +27,11 @@ class Wanted:
     include_usage: bool
     encoding: str | None
 
+    @property
+    def is_deliverable(self) -> bool:
+        """False for an encoding of vectors that no entry can be converted to or from."""
+        return self.encoding is None or self.encoding in ENCODINGS
+
 
 @dataclass(frozen=True, slots=True)
 class FreshIds:

@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import TypeAlias
 
-JsonValue: TypeAlias = None | bool | int | float | str | list["JsonValue"] | dict[str, "JsonValue"]
+JsonValue: TypeAlias = bool | int | float | str | list["JsonValue"] | dict[str, "JsonValue"] | None
 
 # Names are lower case, as ASGI gives them; order and repeats are kept.
 Headers: TypeAlias = tuple[tuple[bytes, bytes], ...]

@@ -48,19 +48,22 @@ _OVERHEAD_BYTES: Final = 1024
 class HotAnswer:
     """An answer on the wire, cut where the values go that differ from hit to hit."""
 
-    snapshot: Snapshot
-    replacements: int
     repeatable: Repeatable
     head: bytes
     tail: bytes
 
 
 class HotTable:
-    """Requests as received, and how they were answered; bounded in bytes, the oldest go first."""
+    """Requests as received, and how they were answered; bounded in bytes, the oldest go first.
+
+    All of it goes at once when the settings change, or an entry is replaced before its time.
+    """
 
     def __init__(self, runtime: Runtime, max_bytes: int) -> None:
         self._runtime = runtime
         self._max_bytes = max_bytes
+        self._snapshot: Snapshot | None = None
+        self._replacements = 0
         self._answers: dict[bytes, HotAnswer] = {}
         self._bytes = 0
 
@@ -69,13 +72,13 @@ class HotTable:
         hot = self._answers.get(request)
         if hot is None:
             return None
+        snapshot = self._runtime.snapshot
+        if self._is_outdated(snapshot):
+            self._begin(snapshot)
+            return None
         now = self._runtime.clock.wall()
         entry = hot.repeatable
-        if (
-            hot.snapshot is not self._runtime.snapshot
-            or hot.replacements != hot.snapshot.service.replacements
-            or not is_fresh(entry, now)
-        ):
+        if not is_fresh(entry, now):
             self._forget(request)
             return None
         outcome = entry.outcome.repeated(
@@ -85,7 +88,7 @@ class HotTable:
         )
         told = outcome_headers(outcome, with_key=entry.with_key)
         lines = b"".join([b"%b: %b\r\n" % pair for pair in told])
-        hot.snapshot.observer.told(outcome)
+        snapshot.observer.told(outcome)
         request_id = outcome.request_id.encode("ascii")
         return b"%bx-request-id: %b\r\n%b%b" % (hot.head, request_id, lines, hot.tail)
 
@@ -98,10 +101,12 @@ class HotTable:
         headers: Headers = scope["headers"]
         if scope["http_version"] != "1.1" or any(name in _UNREPEATABLE for name, _ in headers):
             return
+        if snapshot is not self._runtime.snapshot:
+            return
+        if self._is_outdated(snapshot):
+            self._begin(snapshot)
         self._forget(request)
         hot = HotAnswer(
-            snapshot,
-            snapshot.service.replacements,
             repeatable,
             head=STATUS_LINE[answer.status] + _lines(repeatable.headers),
             tail=b"content-length: %d\r\n\r\n%b" % (len(answer.body), answer.body),
@@ -113,6 +118,16 @@ class HotTable:
         self._bytes += size
         while self._bytes > self._max_bytes:
             self._forget(next(iter(self._answers)))
+
+    def _is_outdated(self, snapshot: Snapshot) -> bool:
+        is_same = snapshot is self._snapshot
+        return not is_same or snapshot.service.replacements != self._replacements
+
+    def _begin(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._replacements = snapshot.service.replacements
+        self._answers = {}
+        self._bytes = 0
 
     def _forget(self, request: bytes) -> None:
         hot = self._answers.pop(request, None)

@@ -33,11 +33,17 @@ class Explained:
 
 
 async def explained(
-    derivation: Derivation, entries: Entries, *, enabled: bool, key_prefix: str, now: float
+    derivation: Derivation,
+    entries: Entries,
+    *,
+    enabled: bool,
+    deliverable: bool,
+    key_prefix: str,
+    now: float,
 ) -> Explained:
     """The decision for a derivation, with the entry looked at but neither served nor touched."""
     told = explain(derivation, key_prefix).as_dict()
-    looked = before_lookup(derivation, NO_CONTROL, enabled=enabled)
+    looked = before_lookup(derivation, NO_CONTROL, enabled=enabled, deliverable=deliverable)
     if isinstance(looked, Bypass):
         return Explained(XCache.BYPASS, looked.detail, told, None)
     assert isinstance(looked, LookUp)

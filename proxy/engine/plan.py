@@ -28,6 +28,11 @@ class Plan:
     inputs: int | None
     started: float
 
+    @property
+    def renews_ids(self) -> bool:
+        """True where each hit gets an id and a time of its own."""
+        return self.derivation.rule is not None and self.derivation.rule.fresh_ids
+
 
 def cacheable_request(call: Call, forwarder: Forwarder) -> tuple[CacheableRequest, Chain]:
     """The call as the core sees it, and where its model leads.

@@ -1,5 +1,6 @@
 """The service: drives the pure decisions, and does what they say."""
 
+import asyncio
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -15,11 +16,11 @@ from proxy.core.decision import (
     before_lookup,
     unservable,
 )
-from proxy.core.entry import Entry, Usage
+from proxy.core.entry import Usage
 from proxy.core.key import CacheKey
 from proxy.core.matching import RuleSet
 from proxy.core.outcome import Forwarded, Outcome, XCache
-from proxy.core.replay import FreshIds, render
+from proxy.core.replay import FreshIds, Rendered, render
 from proxy.engine.answers import error_answer, hit_answer
 from proxy.engine.base import Answer, Call, Observer
 from proxy.engine.entries import Entries
@@ -28,6 +29,9 @@ from proxy.engine.forwarding import Forwarding
 from proxy.engine.plan import Plan, make_plan
 from proxy.errors import NotCached, ProxyError
 from proxy.upstream.base import Forwarder
+
+# A longer payload is put into another form in a thread.
+_INLINE_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +73,14 @@ class CacheService:
         Raises `RequestError`.
         """
         plan = make_plan(call, self._forwarder, self._policy.rules, started=self._clock.monotonic())
-        looked = before_lookup(plan.derivation, plan.control, enabled=self._policy.enabled)
+        looked = self._before_lookup(plan)
         if isinstance(looked, LookUp):
             found = self._entries.get_now(self.store_key(looked.key))
-            if isinstance(found, Entry):
+            if found is not None and len(found.payload) <= _INLINE_BYTES:
                 decision = after_lookup(looked.key, found, plan.control, now=self._clock.wall())
                 if isinstance(decision, Hit):
-                    return self._hit(plan, decision) or plan
+                    rendered = self._rendered(plan, decision)
+                    return plan if rendered is None else self._hit(plan, decision, rendered)
         return plan
 
     async def finish(self, plan: Plan) -> Answer:
@@ -96,6 +101,7 @@ class CacheService:
             plan.derivation,
             self._entries,
             enabled=self._policy.enabled,
+            deliverable=plan.wanted.is_deliverable,
             key_prefix=self._policy.key_prefix,
             now=self._clock.wall(),
         )
@@ -104,8 +110,16 @@ class CacheService:
         """The full store key under this configuration's prefix."""
         return key.store_key(self._policy.key_prefix)
 
+    def _before_lookup(self, plan: Plan) -> LookUp | Forward | Bypass | Refuse:
+        return before_lookup(
+            plan.derivation,
+            plan.control,
+            enabled=self._policy.enabled,
+            deliverable=plan.wanted.is_deliverable,
+        )
+
     async def _decide(self, plan: Plan) -> Decision:
-        looked = before_lookup(plan.derivation, plan.control, enabled=self._policy.enabled)
+        looked = self._before_lookup(plan)
         if not isinstance(looked, LookUp):
             return looked
         store_key = self.store_key(looked.key)
@@ -116,8 +130,13 @@ class CacheService:
         with_key = self._shows_key(plan.call)
         match decision:
             case Hit(key=key):
-                answer = self._hit(plan, decision)
-                return answer or await self._answer(plan, unservable(key, plan.control))
+                if len(decision.entry.payload) <= _INLINE_BYTES:
+                    rendered = self._rendered(plan, decision)
+                else:
+                    rendered = await asyncio.to_thread(self._rendered, plan, decision)
+                if rendered is None:
+                    return await self._answer(plan, unservable(key, plan.control))
+                return self._hit(plan, decision, rendered)
             case Forward():
                 outcome = self._outcome(
                     plan,
@@ -142,15 +161,16 @@ class CacheService:
             case _:
                 assert_never(decision)
 
-    def _hit(self, plan: Plan, hit: Hit) -> Answer | None:
+    def _rendered(self, plan: Plan, hit: Hit) -> Rendered | None:
         """The entry in the form that the request wants, or None where it can't be put into it."""
-        call, rule = plan.call, plan.derivation.rule
         fresh = None
-        if rule is not None and rule.fresh_ids:
-            fresh = FreshIds(id=f"chatcmpl-{call.request_id}", created=int(self._clock.wall()))
-        rendered = render(hit.entry, call.endpoint, plan.wanted, fresh=fresh)
-        if rendered is None:
-            return None
+        if plan.renews_ids:
+            created = int(self._clock.wall())
+            fresh = FreshIds(id=f"chatcmpl-{plan.call.request_id}", created=created)
+        return render(hit.entry, plan.call.endpoint, plan.wanted, fresh=fresh)
+
+    def _hit(self, plan: Plan, hit: Hit, rendered: Rendered) -> Answer:
+        call = plan.call
         outcome = self._outcome(
             plan,
             XCache.HIT,
@@ -165,7 +185,7 @@ class CacheService:
             rendered,
             outcome,
             call.headers,
-            repeats=fresh is None,
+            repeats=not plan.renews_ids,
             with_key=self._shows_key(call),
         )
 

@@ -25,8 +25,6 @@ _USE_SECONDS: Final = 300.0  # how coarse the last use is kept
 _MOST_MARKS: Final = 10_000
 _PAGE_KEYS: Final = 500
 _VACUUM_PAGES: Final = 16_384  # 64 MiB per sweep: the write lock is held meanwhile
-_READ_SECONDS: Final = 0.5
-_WRITE_SECONDS: Final = 10.0
 _FAILURES: Final = 3
 _RETRY_SECONDS: Final = 2.0
 
@@ -68,11 +66,15 @@ class DiskStore:
         clock: Clock,
         max_bytes: int,
         sweep_interval_seconds: float = 30.0,
+        read_timeout_seconds: float = 0.5,
+        write_timeout_seconds: float = 10.0,
     ) -> None:
         self._path = Path(path)
         self._clock = clock
         self._max_bytes = max_bytes
         self._sweep_interval_seconds = sweep_interval_seconds
+        self._read_timeout_seconds = read_timeout_seconds
+        self._write_timeout_seconds = write_timeout_seconds
         self._reads_circuit = self._circuit("disk")
         self._writes_circuit = self._circuit("disk writes")
         self._used: dict[str, None] = {}
@@ -149,10 +151,10 @@ class DiskStore:
                 await thread.close()
 
     async def _read(self, job: Job) -> Any:
-        return await self._ask(self._reader, self._reads_circuit, job, _READ_SECONDS)
+        return await self._ask(self._reader, self._reads_circuit, job, self._read_timeout_seconds)
 
     async def _write(self, job: Job) -> Any:
-        return await self._ask(self._writer, self._writes_circuit, job, _WRITE_SECONDS)
+        return await self._ask(self._writer, self._writes_circuit, job, self._write_timeout_seconds)
 
     async def _ask(
         self, thread: SqliteThread | None, circuit: Circuit, job: Job, seconds: float
