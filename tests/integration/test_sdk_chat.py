@@ -108,29 +108,35 @@ def test_B13_client_cache_control(
 
 
 @pytest.mark.parametrize(
-    "script",
+    ("script", "reason"),
     [
-        pytest.param(error_in_ok(), id="error-in-200"),
-        pytest.param(Script(finish_reason="length"), id="cut-short"),
-        pytest.param(Script(finish_reason="content_filter"), id="filtered"),
-        pytest.param(Script(arguments='{"city": '), id="broken-arguments"),
-        pytest.param(Script(body="<html>busy</html>", content_type="text/html"), id="not-json"),
+        pytest.param(error_in_ok(), "error-body", id="error-in-200"),
+        pytest.param(
+            Script(extra={"error": {"message": "half of it"}}), "error-body", id="error-and-answer"
+        ),
+        pytest.param(Script(finish_reason="length"), "finish-reason", id="cut-short"),
+        pytest.param(Script(finish_reason="content_filter"), "finish-reason", id="filtered"),
+        pytest.param(Script(arguments='{"city": '), "tool-arguments", id="broken-arguments"),
+        pytest.param(
+            Script(body="<html>busy</html>", content_type="text/html"),
+            "content-type",
+            id="not-json",
+        ),
+        pytest.param(Script(body="{}"), "unparsable", id="no-completion"),
     ],
 )
 def test_B14_what_is_no_complete_success_is_not_stored(
-    script: Script, proxy: ProxyFactory, client: NewClient, standin: RunningStandIn
+    script: Script, reason: str, proxy: ProxyFactory, client: NewClient, standin: RunningStandIn
 ) -> None:
     sdk = client(proxy())
     standin.app.script(script)
     request = {**CHAT, "tools": [WEATHER_TOOL]} if script.arguments else CHAT
 
-    bad = sdk.chat.completions.with_raw_response.create(**request)
-    good = sdk.chat.completions.with_raw_response.create(**request)
+    bad, good, again = (sdk.chat.completions.with_raw_response.create(**request) for _ in range(3))
 
     assert "stored" not in bad.headers["cache-status"].split("; ")
-    assert "not-stored:" in bad.headers["cache-status"]
-    assert good.headers["x-cache"] == "MISS"
-    assert sdk.chat.completions.with_raw_response.create(**request).headers["x-cache"] == "HIT"
+    assert f"not-stored:{reason}" in bad.headers["cache-status"]
+    assert [good.headers["x-cache"], again.headers["x-cache"]] == ["MISS", "HIT"]
 
 
 def test_B65_upstream_errors_reach_the_sdk_as_they_are_and_are_not_stored(

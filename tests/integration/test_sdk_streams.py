@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -161,6 +162,20 @@ def test_B24_usage_of_a_stored_stream_is_taken_out_for_who_did_not_ask(
     assert whole.value.usage == asked.value[-1].usage
 
 
+def test_B24_usage_that_is_not_known_is_asked_for_upstream(
+    proxy: ProxyFactory, client: NewClient, standin: RunningStandIn
+) -> None:
+    sdk = client(proxy())
+
+    ask_streamed(sdk)
+    asked, again = ask_streamed(sdk, **USAGE), ask_streamed(sdk, **USAGE)
+
+    assert (asked.x_cache, again.x_cache) == ("MISS", "HIT")
+    assert 'detail="form"' in asked.cache_status
+    assert asked.value[-1].usage is not None
+    assert again.value == asked.value
+
+
 def test_B24_the_proxy_asks_for_usage_where_the_upstream_is_set_so(
     proxy: ProxyFactory, client: NewClient, standin: RunningStandIn
 ) -> None:
@@ -217,6 +232,38 @@ def test_B21_an_error_event_reaches_the_client_and_nothing_is_stored(
         ask_streamed(sdk)
 
     assert ask_streamed(sdk).x_cache == "MISS"
+
+
+def test_B21_an_error_event_between_good_ones_is_not_stored(
+    proxy: ProxyFactory, client: NewClient, standin: RunningStandIn
+) -> None:
+    running = proxy()
+    sdk = client(running)
+    request = {"stream": True, **CHAT}
+    good = httpx.post(f"{standin.base_url}/chat/completions", json=request).text
+    broken = good.replace("data: [DONE]", 'data: {"error":{"message":"melted"}}\n\ndata: [DONE]')
+    standin.app.script(Script(body=broken, content_type="text/event-stream"))
+
+    with pytest.raises(openai.APIError, match="melted"):
+        ask_streamed(sdk)
+
+    assert ask_streamed(sdk).x_cache == "MISS"
+
+
+def test_B22_who_asks_again_at_the_last_event_finds_the_entry(
+    proxy: ProxyFactory, client: NewClient, standin: RunningStandIn
+) -> None:
+    sdk = client(proxy())
+    events = len(ask_streamed(sdk, seed=1).value) + 1
+    standin.app.script(Script(hold="end", hold_after=events))
+
+    first = ask_streamed(sdk, seed=2)
+    upstream = standin.app.wait_for_requests(2)[1]
+    second = ask_streamed(sdk, seed=2)
+
+    assert not upstream.finished.is_set(), "the upstream has sent [DONE], and no end of the body"
+    assert (first.x_cache, second.x_cache) == ("MISS", "HIT")
+    assert second.value == first.value
 
 
 def test_B20_the_first_event_arrives_while_the_upstream_is_still_at_work(
