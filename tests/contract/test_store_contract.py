@@ -46,10 +46,11 @@ def make(kind: str, clock: Clock, tmp_path: Path, request: pytest.FixtureRequest
         if name == "memory":
             return MemoryStore(max_bytes=MAX_BYTES, clock=clock)
         if name == "disk":
-            return DiskStore(tmp_path / "cache.sqlite3", clock=clock, max_bytes=MAX_BYTES)
+            path = tmp_path / "cache.sqlite3"
+            return DiskStore(path, clock=clock, max_bytes=MAX_BYTES, read_timeout_seconds=60.0)
         server: RedisServer = request.getfixturevalue("server")
         server.command("FLUSHALL")
-        return RedisStore(server.url, clock=clock, timeout_seconds=5.0, write_timeout_seconds=5.0)
+        return RedisStore(server.url, clock=clock, timeout_seconds=60.0, write_timeout_seconds=60.0)
 
     tiers = [one(name) for name in kind.split("+")]
     return tiers[0] if len(tiers) == 1 else TieredStore(tiers, expires_at_of=peek_expiry)

@@ -8,6 +8,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -40,8 +41,17 @@ async def make(path: Path, clock: FakeClock) -> AsyncIterator[Callable[[], DiskS
     made: list[DiskStore] = []
 
     def new() -> DiskStore:
-        made.append(DiskStore(path, clock=clock, max_bytes=MAX_BYTES))
-        return made[-1]
+        # Nothing is swept but where a test says so, and a busy machine has its time.
+        store = DiskStore(
+            path,
+            clock=clock,
+            max_bytes=MAX_BYTES,
+            sweep_interval_seconds=1_000_000.0,
+            read_timeout_seconds=60.0,
+            write_timeout_seconds=60.0,
+        )
+        made.append(store)
+        return store
 
     yield new
     for each in made:
@@ -179,6 +189,24 @@ async def test_a_hit_writes_nothing(store: DiskStore, path: Path, clock: FakeClo
         assert await get(store, "a")
     after = path.with_name(f"{path.name}-wal").stat()
     assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+async def test_B50_a_file_system_that_hangs_costs_misses_and_is_left_alone(
+    path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = DiskStore(path, clock=clock, max_bytes=MAX_BYTES, read_timeout_seconds=0.01)
+    await store.open()
+    assert store._reader is not None
+    hangs = threading.Event()
+    stuck = store._reader.ask(lambda _: hangs.wait())
+    with caplog.at_level(logging.INFO):
+        for _ in range(20):
+            with pytest.raises(StoreUnavailable):
+                await get(store, "a")
+    assert len(caplog.records) == 1
+    hangs.set()
+    await stuck
+    await store.close()
 
 
 async def test_a_sweep_removes_what_has_expired(store: DiskStore, clock: FakeClock) -> None:
