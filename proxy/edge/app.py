@@ -10,13 +10,12 @@ from proxy import __version__
 from proxy.clock import Clock
 from proxy.edge.admin import admin_routes
 from proxy.edge.asgi import Message, Receive, Scope, Send
-from proxy.edge.errors import install_error_shape
+from proxy.edge.errors import install_error_shape, internal_error
 from proxy.edge.health import health_routes
 from proxy.edge.hotpath import HotTable
 from proxy.edge.openai import API_ROOT, CACHED, CachedEndpoint
 from proxy.edge.passthrough import PassThrough
 from proxy.edge.responses import early_error, send_answer
-from proxy.errors import ProxyError
 from proxy.runtime import Runtime, Settings
 
 log = logging.getLogger("magic_proxy.edge")
@@ -53,12 +52,8 @@ class Edge:
             # Boundary: a fault of this program must not show its inside to a client.
             log.exception("a request failed unexpectedly")
             if not started.started:
-                error = ProxyError(
-                    "The proxy failed to answer this request.", code="internal_error"
-                )
-                answer, _ = early_error(
-                    error, endpoint="", request_id=self.runtime.request_ids.next()
-                )
+                request_id = self.runtime.request_ids.next()
+                answer, _ = early_error(internal_error(), endpoint="", request_id=request_id)
                 await send_answer(answer, send)
 
 

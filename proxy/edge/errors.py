@@ -14,6 +14,11 @@ class MethodNotAllowed(RequestError):
     code = "method_not_allowed"
 
 
+def internal_error() -> ProxyError:
+    """A fault of this program, told without its inside."""
+    return ProxyError("The proxy failed to answer this request.", code="internal_error")
+
+
 def install_error_shape(app: FastAPI) -> None:
     """Have every error of the framework's routes leave in the OpenAI envelope."""
 
@@ -27,6 +32,11 @@ def install_error_shape(app: FastAPI) -> None:
         if error.status_code == MethodNotAllowed.status:
             return enveloped(MethodNotAllowed(f"Not allowed: {where}."))
         return enveloped(UnknownRoute(f"Unknown request URL: {where}."))
+
+    # The framework raises it again once this is sent, and the server logs it.
+    @app.exception_handler(Exception)
+    async def fault(_: Request, __: Exception) -> Response:
+        return enveloped(internal_error())
 
 
 def enveloped(error: ProxyError) -> Response:
