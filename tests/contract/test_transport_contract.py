@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import gzip
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Self
 
 import pytest
@@ -65,16 +67,18 @@ Script = Callable[[Peer], Awaitable[None]]
 class Server:
     """Runs `script` on each connection; the connection closes when the script returns."""
 
-    def __init__(self, script: Script) -> None:
+    def __init__(self, script: Script, tls: ssl.SSLContext | None = None) -> None:
         self._script = script
+        self._tls = tls
         self._tasks: set[asyncio.Task[None]] = set()
         self.peers: list[Peer] = []
         self.failures: list[BaseException] = []
         self.ended = asyncio.Event()
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.root = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=self._tls)
+        scheme = "http" if self._tls is None else "https"
+        self.root = f"{scheme}://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -163,6 +167,22 @@ async def whole(response: UpstreamResponse) -> bytes:
     await response.aclose()
     return body
 
+
+# A throw-away key and its own certificate for 127.0.0.1, valid until 2126; without PEM's marks.
+TLS_KEY = (
+    "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQghMM+lAvS/RxraKDcJ0k3wFylyLVVVpU52Dn1PH/I"
+    "FemhRANCAAQmWdwrPTVrhuOfboXeLQTAZhBC0IjaIOi7QT8ztsPvYEaqWP09ir5499eeI9HRg1GJtKf6ZDjFJaOZ"
+    "IJ4BMtuP"
+)
+TLS_CERTIFICATE = (
+    "MIIBkTCCATagAwIBAgIUQTMp4GEYbId949JWJDPCQeqSPHkwCgYIKoZIzj0EAwIwFDESMBAGA1UEAwwJMTI3LjAu"
+    "MC4xMCAXDTI2MTEyMTAzMTMzNVoYDzIxMjYxMDI4MDMxMzM1WjAUMRIwEAYDVQQDDAkxMjcuMC4wLjEwWTATBgcq"
+    "hkjOPQIBBggqhkjOPQMBBwNCAAQmWdwrPTVrhuOfboXeLQTAZhBC0IjaIOi7QT8ztsPvYEaqWP09ir5499eeI9HR"
+    "g1GJtKf6ZDjFJaOZIJ4BMtuPo2QwYjAdBgNVHQ4EFgQUUxkQ2tXrVB/SH9UudMgdZDwDXYIwHwYDVR0jBBgwFoAU"
+    "UxkQ2tXrVB/SH9UudMgdZDwDXYIwDwYDVR0TAQH/BAUwAwEB/zAPBgNVHREECDAGhwR/AAABMAoGCCqGSM49BAMC"
+    "A0kAMEYCIQCn2Pe6uJ8Sjrgo2GLF14V0LC1E5BNA1kZOJNUW3/xjLwIhAJgN4vFEApErQsDZMVb4pHL48MIcbkpZ"
+    "3/X8cLHOTG5G"
+)
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -478,6 +498,73 @@ async def test_B68_a_tls_client_at_a_plain_server(opened: Opener) -> None:
         async with opened(root) as transport:
             with pytest.raises(UpstreamUnreachable):
                 await transport.send(post(root))
+
+
+def pem(kind: str, text: str) -> str:
+    return f"-----BEGIN {kind}-----\n{text}\n-----END {kind}-----\n"
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    path = tmp_path / "certificate.pem"
+    path.write_text(pem("CERTIFICATE", TLS_CERTIFICATE))
+    return path
+
+
+@pytest.fixture
+def server_tls(tmp_path: Path, certificate: Path) -> ssl.SSLContext:
+    key = tmp_path / "key.pem"
+    key.write_text(pem("PRIVATE KEY", TLS_KEY))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    return context
+
+
+async def test_B68_a_certificate_of_the_settings_authority_is_trusted(
+    opened: Opener, server_tls: ssl.SSLContext, certificate: Path
+) -> None:
+    async with Server(answering(OK), server_tls) as server:
+        with pytest.raises(UpstreamUnreachable):
+            async with opened(server.root) as transport:
+                await transport.send(post(server.root))
+        async with opened(server.root, ca_file=str(certificate)) as transport:
+            assert await whole(await transport.send(post(server.root))) == b"{}"
+        async with opened(server.root, verify_tls=False) as transport:
+            assert await whole(await transport.send(post(server.root))) == b"{}"
+
+
+async def test_B42_closing_an_unfinished_answer_closes_a_tls_connection(
+    opened: Opener, server_tls: ssl.SSLContext
+) -> None:
+    async with (
+        Server(_falls_silent, server_tls) as server,
+        opened(server.root, verify_tls=False) as transport,
+    ):
+        response = await transport.send(post(server.root))
+        await response.aclose()
+        async with asyncio.timeout(1.0):
+            await server.peers[0].gone.wait()
+
+
+async def test_B42_cancelling_before_the_first_byte_closes_a_tls_connection(
+    opened: Opener, server_tls: ssl.SSLContext
+) -> None:
+    asked = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        asked.set()
+        await peer.until_closed()
+
+    async with (
+        Server(script, server_tls) as server,
+        opened(server.root, verify_tls=False) as transport,
+    ):
+        task = asyncio.get_running_loop().create_task(_send(transport, post(server.root)))
+        await asyncio.wait_for(asked.wait(), SOON)
+        task.cancel()
+        await asyncio.wait_for(server.peers[0].gone.wait(), 1.0)
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def _stalls(peer: Peer) -> None:
