@@ -246,7 +246,7 @@ def _report(sides: Mapping[str, Side], command: str) -> str:
         reached = statistics.median(ratios) >= GOAL_RATIO
         lines += [
             "",
-            f"Goal: a hit from memory at {GOAL_RATIO:g} times the rate of the FastAPI route or more."
+            f"Goal: a hit from memory at {GOAL_RATIO:g} times the FastAPI route's rate or more."
             + (" **Reached**: " if reached else " **Missed**: ")
             + f"{middle(ratios, 2)} times.",
         ]
