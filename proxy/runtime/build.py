@@ -180,7 +180,7 @@ def _upstream(name: str, upstream: UpstreamSettings) -> UpstreamConfig:
         quota_cooldown_seconds=upstream.quota_cooldown_seconds,
         key_retire_seconds=upstream.key_retire_seconds,
         wait_for_key_seconds=upstream.wait_for_key_seconds,
-        max_attempts=upstream.max_attempts,
+        max_attempts=upstream.attempts,
     )
 
 

@@ -189,9 +189,16 @@ class UpstreamSettings(Section):
         description="How long a request may wait for a key to become available again before it "
         "is answered with 429.",
     )
-    max_attempts: Positive = Field(
-        default=3, description="Most tries of one request, keys taken together."
+    max_attempts: Positive | None = Field(
+        default=None,
+        description="Most tries of one request over its whole chain. Default: 3, or one for each "
+        "key if there are more, but no more than 10.",
     )
+
+    @property
+    def attempts(self) -> int:
+        """Most tries of one request, the default decided."""
+        return self.max_attempts or min(max(3, len(self.keys)), 10)
 
     @property
     def keys(self) -> tuple[WeightedKey, ...]:
