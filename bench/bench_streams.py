@@ -184,6 +184,7 @@ def report(samples: Sequence[Sample], went: str, found: Sequence[str], command: 
         ]
         for sample in samples
     ]
+    grown = f"{rise(samples):+.0f} bytes resident for each stream (bound: {GROWTH_BYTES:.0f})"
     verdict = "**Flat**" if not found else "**Grows** (" + "; ".join(found) + ")"
     return "\n".join(
         [
@@ -191,8 +192,7 @@ def report(samples: Sequence[Sample], went: str, found: Sequence[str], command: 
             "",
             table(head, rows),
             "",
-            f"{verdict}: over the last {1 - WARM_UP_SHARE:.0%} of the run, resident memory rises"
-            + f" by {rise(samples):.0f} bytes for each stream (bound: {GROWTH_BYTES:.0f}).",
+            f"{verdict}: {grown}, over the last {1 - WARM_UP_SHARE:.0%} of the run.",
         ]
     )
 
