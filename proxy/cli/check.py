@@ -9,6 +9,7 @@ import typer
 from proxy.cli.options import JsonOutput, settings_file
 from proxy.cli.output import fail, note, out, print_json, warn
 from proxy.errors import Mistake, SettingsError
+from proxy.runtime.certificates import check_certificates
 from proxy.settings.lint import Finding, Severity, lint
 from proxy.settings.load import load
 
@@ -32,6 +33,7 @@ def check(
     path = settings_file(file)
     try:
         loaded = load(path, os.environ)
+        check_certificates(loaded.settings)
     except SettingsError as error:
         _report_mistakes(error.mistakes, as_json=as_json)
         raise typer.Exit(MISTAKES) from None

@@ -14,6 +14,7 @@ import uvicorn
 
 from proxy.cli.logs import configure_logging
 from proxy.cli.options import ConfigFile, settings_file, settings_or_exit
+from proxy.cli.output import fail
 from proxy.edge.app import Edge, create_app
 from proxy.edge.hotpath import hot_protocol
 from proxy.errors import SettingsError
@@ -42,8 +43,13 @@ def serve(
     settings = settings_or_exit(path, flags)
     configure_logging(settings.server.log_level.value)
     log.info("settings: %s", path if path is not None else "defaults (no file)")
-    with asyncio.Runner(loop_factory=event_loop) as runner:
-        started = runner.run(_serve(settings, path, flags))
+    try:
+        with asyncio.Runner(loop_factory=event_loop) as runner:
+            started = runner.run(_serve(settings, path, flags))
+    except SettingsError as error:
+        for mistake in error.mistakes:
+            fail(str(mistake))
+        raise typer.Exit(2) from None
     if not started:
         raise typer.Exit(1)
 

@@ -27,6 +27,7 @@ from proxy.runtime.build import (
     prices,
     write_limits,
 )
+from proxy.runtime.certificates import check_certificates
 from proxy.runtime.request_ids import RequestIds
 from proxy.runtime.snapshot import Snapshot
 from proxy.settings.models import Settings
@@ -52,9 +53,13 @@ class _Observers:
 
 
 class Runtime:
-    """Everything that lives as long as the process. Start and stop it inside one event loop."""
+    """Everything that lives as long as the process. Start and stop it inside one event loop.
+
+    Raises `SettingsError` for settings that name files which can't be used, here and in `reload`.
+    """
 
     def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
+        check_certificates(settings)
         self.clock = clock or SystemClock()
         self.tasks = TaskGroup()
         self.serving = False
@@ -107,6 +112,7 @@ class Runtime:
 
     def reload(self, settings: Settings) -> None:
         """Put new settings in force for the requests that begin from now on."""
+        check_certificates(settings)
         for section in _FIXED_SECTIONS:
             if getattr(settings, section) != getattr(self._settings, section):
                 log.warning("the changes under %r take effect at the next start", section)
