@@ -33,6 +33,7 @@ class RecordedStream:
         self._filter = usage_filter
         self._recorded_bytes = 0
         self._judged = False
+        self._sent_terminal = False
 
     @property
     def rewrites(self) -> bool:
@@ -50,6 +51,7 @@ class RecordedStream:
                     yield raw
                 elif passed := self._filter.feed(plain):
                     yield passed
+                self._sent_terminal = self._recorder.saw_terminal
         except UpstreamError:
             await self._judge(ended_well=False)
             self._settlement.end(complete=False)
@@ -63,7 +65,8 @@ class RecordedStream:
         """Let go of the upstream; a stream that was not read to its end is not stored."""
         await self._settlement.exchange.response.aclose()
         self._settlement.judge(NotStored.TRUNCATED, self._recorder.usage)
-        self._settlement.end(complete=False)
+        # Clients close at the terminal event, and need not wait for the upstream to do the same.
+        self._settlement.end(complete=self._sent_terminal)
 
     def _read_along(self, raw: bytes) -> bytes:
         if self._decoder is None:
