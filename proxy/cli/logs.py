@@ -42,3 +42,6 @@ def configure_logging(level: str) -> None:
     logging.basicConfig(level=level.upper(), handlers=[stream], force=True)
     # Its start and stop lines say less than ours.
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    # These log URLs and headers, and an upstream's can hold credentials.
+    for name in ("httpx", "httpcore", "aiohttp"):
+        logging.getLogger(name).setLevel(logging.WARNING)
