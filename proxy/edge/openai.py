@@ -69,7 +69,7 @@ class CachedEndpoint:
             identity=identity,
             request_id=request_id,
         )
-        return snapshot.service.begin(call)
+        return await snapshot.service.begin(call)
 
     async def _finish(self, snapshot: Snapshot, plan: Plan, send: Send) -> None:
         await send_answer(await snapshot.service.finish(plan), send)

@@ -30,7 +30,7 @@ from proxy.engine.plan import Plan, make_plan
 from proxy.errors import NotCached, ProxyError
 from proxy.upstream.base import Forwarder
 
-# A longer payload is put into another form in a thread.
+# A longer body is read, and a longer payload put into another form, in a thread.
 _INLINE_BYTES = 64 * 1024
 
 
@@ -67,12 +67,19 @@ class CacheService:
         """Changes when an entry was replaced before its time: answers given may be out of date."""
         return self._entries.replacements
 
-    def begin(self, call: Call) -> Answer | Plan:
+    async def begin(self, call: Call) -> Answer | Plan:
         """The answer, if it is a hit that needs no waiting; else the plan for `finish`.
 
-        Raises `RequestError`.
+        Waits only where the body is so long that it is read in a thread. Raises `RequestError`.
         """
-        plan = make_plan(call, self._forwarder, self._policy.rules, started=self._clock.monotonic())
+        if len(call.body) <= _INLINE_BYTES:
+            return self._begun(self._plan(call))
+        return self._begun(await asyncio.to_thread(self._plan, call))
+
+    def _plan(self, call: Call) -> Plan:
+        return make_plan(call, self._forwarder, self._policy.rules, started=self._clock.monotonic())
+
+    def _begun(self, plan: Plan) -> Answer | Plan:
         looked = self._before_lookup(plan)
         if isinstance(looked, LookUp):
             found = self._entries.get_now(self.store_key(looked.key))
@@ -96,7 +103,7 @@ class CacheService:
 
     async def explain(self, call: Call) -> Explained:
         """What would happen to the call, without doing it. Raises `RequestError`."""
-        plan = make_plan(call, self._forwarder, self._policy.rules, started=0.0)
+        plan = await asyncio.to_thread(self._plan, call)
         return await explained(
             plan.derivation,
             self._entries,

@@ -1,5 +1,6 @@
 """One request's way through the keys and profiles of its chain."""
 
+import asyncio
 import functools
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -30,6 +31,8 @@ log = logging.getLogger("magic_proxy.upstream")
 
 # An error's body is short and comes with its headers; one that stalls is not waited for.
 _ERROR_BODY_SECONDS = 5.0
+# A longer body is looked through, and rewritten, in a thread.
+_INLINE_BYTES = 128 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +159,7 @@ class Course:
         if upstream.pool is not None and lease is not None:
             release = functools.partial(upstream.pool.release, lease)
         try:
-            body, usage_requested = self._body(profile, upstream.config)
+            body, usage_requested = await self._body(profile, upstream.config)
             response = await upstream.transport.send(self._request(upstream, body, lease))
             try:
                 judged = await self._judge(position, response, here)
@@ -245,10 +248,15 @@ class Course:
         late = self._deadline is not None and self._clock.monotonic() >= self._deadline
         return self._stopped or late or self._attempts >= self._most
 
-    def _body(self, profile: Profile, config: UpstreamConfig) -> tuple[bytes | Upload | None, bool]:
-        if not isinstance(self._outgoing.body, bytes):
+    async def _body(
+        self, profile: Profile, config: UpstreamConfig
+    ) -> tuple[bytes | Upload | None, bool]:
+        raw = self._outgoing.body
+        if not isinstance(raw, bytes):
             return self._upload, False
-        return body_for(config, profile, self._outgoing, self._outgoing.body)
+        if len(raw) <= _INLINE_BYTES:
+            return body_for(config, profile, self._outgoing, raw)
+        return await asyncio.to_thread(body_for, config, profile, self._outgoing, raw)
 
     def _request(
         self, upstream: Upstream, body: bytes | Upload | None, lease: Lease | None
