@@ -16,5 +16,5 @@ fi
 
 for program in "${programs[@]}"; do
     echo "== $program"
-    "$bin/python" "$program"
+    "$bin/python" -m "bench.$(basename "$program" .py)"
 done
