@@ -4,7 +4,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 
-from proxy.core.codec import encode
+from proxy.core.codec import COMPRESS_ABOVE_BYTES, encode
 from proxy.core.entry import Entry
 from proxy.engine.base import StorageObserver
 from proxy.errors import StoreUnavailable
@@ -26,7 +26,7 @@ class WriteLimits:
 
     entries: int = 10_000
     bytes: int = 64 * 1024 * 1024
-    compress_above_bytes: int = 4096
+    compress_above_bytes: int = COMPRESS_ABOVE_BYTES
 
 
 class WriteBehind:

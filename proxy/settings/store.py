@@ -133,7 +133,7 @@ class StoreSettings(Section):
         default=10_000, description="Most entries waiting to be written; more are dropped."
     )
     compress_above_bytes: Bytes = Field(
-        default=4096, description="Entries larger than this are compressed."
+        default=2048, description="Entries larger than this are compressed."
     )
 
     @model_validator(mode="before")
