@@ -16,7 +16,7 @@ EMBEDDINGS_PATH = "/embeddings"
 Pairs = Mapping[str, str] | Iterable[tuple[str, str]]
 
 
-def chat(text: str = "Name three rivers.", **over: Any) -> dict[str, Any]:
+def chat(text: str = "Name three rivers.", /, **over: Any) -> dict[str, Any]:
     """The body of a chat request."""
     return {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": text}], **over}
 

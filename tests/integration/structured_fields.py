@@ -30,14 +30,14 @@ def parse_list(text: str) -> list[Item]:
     """Section 4.2.1 for members that are items. Raises ValueError on anything else."""
     items: list[Item] = []
     reader = _Reader(text.strip(" "))
-    while not reader.ended:
+    while not reader.ended():
         items.append(reader.item())
         reader.skip(" \t")
-        if reader.ended:
+        if reader.ended():
             return items
         reader.expect(",")
         reader.skip(" \t")
-        if reader.ended:
+        if reader.ended():
             raise ValueError("a comma at the end")
     return items
 
@@ -49,12 +49,11 @@ class _Reader:
         self._text = text
         self._at = 0
 
-    @property
     def ended(self) -> bool:
         return self._at >= len(self._text)
 
     def skip(self, characters: str) -> None:
-        while not self.ended and self._text[self._at] in characters:
+        while not self.ended() and self._text[self._at] in characters:
             self._at += 1
 
     def expect(self, character: str) -> None:
@@ -78,7 +77,7 @@ class _Reader:
         return Item(value, parameters)
 
     def _bare(self) -> Bare:
-        if self.ended:
+        if self.ended():
             raise ValueError("nothing where a value must be")
         if self._text[self._at] == '"':
             return self._string()
@@ -89,7 +88,7 @@ class _Reader:
     def _string(self) -> str:
         self._at += 1
         characters: list[str] = []
-        while not self.ended:
+        while not self.ended():
             character = self._text[self._at]
             self._at += 1
             if character == '"':

@@ -135,7 +135,8 @@ def test_B9_the_first_rule_whose_conditions_all_hold_wins(ask: NewAsker, site: S
     def rule_of(
         body: dict[str, Any], path: str = "/chat/completions", **headers: str
     ) -> str | None:
-        return running(body, path=path, headers=headers).headers.get("x-cache-rule")
+        told: str | None = running(body, path=path, headers=headers).headers.get("x-cache-rule")
+        return told
 
     assert rule_of(chat(temperature=0)) == "exact"
     assert rule_of(chat()) == "short", "a temperature that is absent counts as 1.0"

@@ -206,9 +206,8 @@ def test_B16_billed_and_saved_tokens_and_cost_are_counted_apart(
 
     assert [hit.headers["x-cache"] for hit in hits] == ["HIT"] * 3
     prompt, completion = billed["billed"]
-    assert prompt > 0
-    assert completion > 0
-    assert billed["saved"] == (0, 0)
+    assert min(prompt, completion) > 0
+    assert billed == {"billed": (prompt, completion), "saved": (0, 0)}
     assert tokens(running) == {
         "billed": (prompt, completion),
         "saved": (3 * prompt, 3 * completion),
