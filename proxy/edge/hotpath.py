@@ -16,6 +16,7 @@ the application works without it.
 """
 
 import math
+import weakref
 from dataclasses import dataclass
 from typing import Final
 
@@ -62,7 +63,8 @@ class HotTable:
     def __init__(self, runtime: Runtime, max_bytes: int) -> None:
         self._runtime = runtime
         self._max_bytes = max_bytes
-        self._snapshot: Snapshot | None = None
+        # Weak: settings that were replaced have connections to close once nobody holds on to them.
+        self._snapshot: weakref.ref[Snapshot] | None = None
         self._replacements = 0
         self._answers: dict[bytes, HotAnswer] = {}
         self._bytes = 0
@@ -120,11 +122,11 @@ class HotTable:
             self._forget(next(iter(self._answers)))
 
     def _is_outdated(self, snapshot: Snapshot) -> bool:
-        is_same = snapshot is self._snapshot
+        is_same = self._snapshot is not None and self._snapshot() is snapshot
         return not is_same or snapshot.service.replacements != self._replacements
 
     def _begin(self, snapshot: Snapshot) -> None:
-        self._snapshot = snapshot
+        self._snapshot = weakref.ref(snapshot)
         self._replacements = snapshot.service.replacements
         self._answers = {}
         self._bytes = 0

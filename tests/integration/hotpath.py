@@ -251,6 +251,8 @@ class Line:
             while b"0\r\n\r\n" not in self._buffer[start:]:
                 self._more()
             end = self._buffer.index(b"0\r\n\r\n", start) + 5
+        elif head.startswith(b"HTTP/1.1 1"):
+            end = start
         else:
             (length,) = (
                 int(line.partition(b":")[2])
