@@ -87,7 +87,8 @@ class Server:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for peer in self.peers:
-            peer.writer.transport.abort()
+            if not peer.writer.is_closing():  # aborting twice raises on some releases of 3.11
+                peer.writer.transport.abort()
         assert self.failures == []
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
