@@ -1,6 +1,6 @@
 """What zstd makes of entries, and what it costs: from here come the codec's threshold and level.
 
-    python bench/bench_compression.py [--turns 5]
+    python -m bench.bench_compression [--turns 5]
 
 Payloads are made up in the likeness of the real thing: prose of a Zipf-like vocabulary in chat
 answers and SSE transcripts, normally distributed vectors as float and base64 embeddings. A column

@@ -1,6 +1,6 @@
 """What a look-up and a write cost in each store, in CPU µs of this process (all its threads).
 
-    python bench/bench_stores.py [--turns 3] [--redis redis://127.0.0.1:6379/0]
+    python -m bench.bench_stores [--turns 3] [--redis redis://127.0.0.1:6379/0]
 
 Variants that answer the same question run in turns (A B A B …); the figure is the median, with the
 range. Without `--redis` a server is started on a free port, without persistence.
@@ -9,11 +9,8 @@ range. Without `--redis` a server is started on a free port, without persistence
 import argparse
 import asyncio
 import platform
-import shutil
-import socket
 import sqlite3
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -24,6 +21,7 @@ import redis.asyncio as redis_py
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from bench.processes import redis
 from proxy.clock import SystemClock
 from proxy.stores.base import Put, Store
 from proxy.stores.disk import DiskStore
@@ -191,22 +189,8 @@ def redis_at(url: str | None) -> Iterator[str]:
     if url is not None:
         yield url
         return
-    program = shutil.which("redis-server")
-    assert program is not None, "no redis-server here: name one with --redis"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
-        try:
-            for _ in range(500):
-                with socket.socket() as probe:
-                    if probe.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                time.sleep(0.01)
-            yield f"redis://127.0.0.1:{port}/0"
-        finally:
-            server.terminate()
+    with redis() as server:
+        yield f"redis://127.0.0.1:{server.port}/0"
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """CPU of the two transports: per POST, and per streamed event, in turns within one run.
 
-    python bench/bench_transport.py [--turns 3] [--requests 400] [--events 4000]
+    python -m bench.bench_transport [--turns 3] [--requests 400] [--events 4000]
 
 The server runs in a process of its own on loopback and writes fixed bytes. Reported is the median
 of the turns' ratios with its range, and each transport's CPU microseconds (user and system, of
