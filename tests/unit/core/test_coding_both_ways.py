@@ -1,0 +1,77 @@
+"""Content codings: reading what upstreams send, and choosing what a client takes."""
+
+import gzip
+import zlib
+
+import pytest
+import zstandard
+
+from proxy.core.coding import (
+    UnreadableCoding,
+    decoder,
+    gzipped,
+    readable_accept_encoding,
+    wants_gzip,
+)
+
+PLAIN = b'{"a": "' + b"x" * 500 + b'"}'
+CODED = [
+    ("gzip", gzip.compress(PLAIN)),
+    ("X-GZIP", gzip.compress(PLAIN)),
+    ("deflate", zlib.compress(PLAIN)),
+    ("zstd", zstandard.compress(PLAIN)),
+    ("identity", PLAIN),
+    (" ", PLAIN),
+    (None, PLAIN),
+]
+
+
+@pytest.mark.parametrize(("coding", "coded"), CODED)
+@pytest.mark.parametrize("size", [1, 3, 10_000])
+def test_B19_a_known_coding_is_read_in_any_split(
+    coding: str | None, coded: bytes, size: int
+) -> None:
+    read = decoder(coding)
+
+    assert b"".join(read.feed(coded[at : at + size]) for at in range(0, len(coded), size)) == PLAIN
+
+
+@pytest.mark.parametrize("coding", ["br", "compress", "gzip, gzip", "nonsense"])
+def test_B14_an_unknown_coding_is_refused(coding: str) -> None:
+    with pytest.raises(UnreadableCoding):
+        decoder(coding)
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "zstd"])
+def test_B14_bytes_in_another_coding_are_refused(coding: str) -> None:
+    with pytest.raises(UnreadableCoding):
+        decoder(coding).feed(PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("accepts", "asked"),
+    [
+        (b"gzip", b"gzip"),
+        (b"br, gzip;q=0.5, ZSTD", b"gzip, zstd"),
+        (b"br", b"identity"),
+        (b"", b"identity"),
+        (b"gzip;q=0, deflate", b"deflate"),
+        (b"gzip; q=0.0", b"identity"),
+    ],
+)
+def test_B19_the_upstream_is_asked_for_what_both_can_read(accepts: bytes, asked: bytes) -> None:
+    assert readable_accept_encoding(((b"accept-encoding", accepts),)) == asked
+
+
+def test_B19_gzip_is_for_those_who_take_it_and_refuse_plain_bytes() -> None:
+    def wants(accepts: bytes) -> bool:
+        return wants_gzip(((b"accept-encoding", accepts),))
+
+    assert wants(b"gzip, identity;q=0")
+    assert wants(b"gzip, *;q=0")
+    assert wants(b"identity;q=0, *")
+    assert not wants(b"gzip")
+    assert not wants(b"br, identity;q=0")
+    assert not wants(b"gzip;q=0, identity;q=0")
+    assert gzip.decompress(gzipped(PLAIN)) == PLAIN
+    assert gzipped(PLAIN) == gzipped(PLAIN)
