@@ -84,4 +84,5 @@ def _report_findings(path: Path | None, findings: list[Finding], *, as_json: boo
         say = warn if finding.severity is Severity.WARNING else note
         say(str(finding))
     if not findings:
-        out.print(f"[green]ok[/green]: {path if path is not None else 'the defaults'}")
+        shown = path if path is not None else "the defaults"
+        out.print(f"[green]ok[/green]: {shown}", soft_wrap=True)
