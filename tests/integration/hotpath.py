@@ -21,6 +21,7 @@ from proxy.settings.models import Settings
 from proxy.standin import RunningServer, serve_in_thread
 from tests.fakes import FakeClock
 from tests.integration.contract import chat, metrics
+from tests.integration.processes import ServedProxy
 from tests.integration.servers import eventually, merged
 from tests.integration.wire import chunked
 
@@ -190,18 +191,18 @@ class Reply:
 class Line:
     """One connection; what is sent in one call arrives as one read, where it is short."""
 
-    def __init__(self, proxy: HotProxy, *, receive_buffer: int | None = None) -> None:
+    def __init__(self, proxy: HotProxy | ServedProxy, *, receive_buffer: int | None = None) -> None:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         self._socket.settimeout(10.0)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if receive_buffer is not None:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        before = len(proxy.watch.connections)
-        self._socket.connect(("127.0.0.1", int(proxy.url.rpartition(":")[2])))
-        self._watch = proxy.watch
-        proxy.watch.wait(lambda: len(proxy.watch.connections) > before)
-        self.protocol = proxy.watch.connections[-1]
         self._buffer = b""
+        self._watch = watch = proxy.watch if isinstance(proxy, HotProxy) else Watch()
+        before = len(watch.connections)
+        self._socket.connect(("127.0.0.1", int(proxy.url.rpartition(":")[2])))
+        if isinstance(proxy, HotProxy):
+            watch.wait(lambda: len(watch.connections) > before)
 
     def __enter__(self) -> Self:
         return self
@@ -212,7 +213,15 @@ class Line:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._socket.close()
+
+    @property
+    def protocol(self) -> ProxyProtocol:
+        """The server's end; of the connection that was opened last."""
+        return self._watch.connections[-1]
 
     def send(self, *pieces: bytes) -> None:
         """Each piece in a read of its own: the next one leaves when the server has the last."""
