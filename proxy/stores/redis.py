@@ -13,7 +13,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, Final, cast
 
-from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 
 from proxy.clock import Clock
 from proxy.core.breaker import Breaker
@@ -136,7 +136,7 @@ class RedisStore:
     async def _fetch(self, keys: Sequence[str]) -> list[bytes | None]:
         """One MGET; a key that holds something else than a string comes back as None."""
         (values,) = await self._ask([("MGET", *keys)], self._timeout_seconds)
-        self._checked(values, lambda reply: isinstance(reply, list) and len(reply) == len(keys))
+        self._checked(values, lambda reply: _are_values(reply, len(keys)))
         return cast("list[bytes | None]", values)
 
     async def _ask(self, commands: Sequence[Command], seconds: float) -> list[Any]:
@@ -154,7 +154,8 @@ class RedisStore:
                 replies = await self._link.ask(commands)
         except TimeoutError:
             raise self._failed(f"no reply within {seconds:g} s") from None
-        except (RedisError, OSError) as error:
+        except Exception as error:
+            # Boundary: of what a broken server says, redis-py lets slip whatever it stumbles over.
             raise self._failed(str(error) or type(error).__name__) from error
         return replies
 
@@ -215,6 +216,12 @@ class RedisStore:
         except StoreUnavailable:
             return False
         return True
+
+
+def _are_values(reply: object, count: int) -> bool:
+    if not isinstance(reply, list) or len(reply) != count:
+        return False
+    return all(value is None or isinstance(value, bytes) for value in reply)
 
 
 def _is_number(reply: object) -> bool:

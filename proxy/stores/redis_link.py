@@ -148,7 +148,7 @@ class RedisLink:
             self._open -= 1
             self._making -= 1
             await connection.disconnect(nowait=True)
-            if not isinstance(error, (RedisError, OSError)):
+            if not isinstance(error, Exception):
                 raise  # cancelled
             timed_out = f"no connection within {self._connect_timeout_seconds:g} s"
             self._fail_waiting(timed_out if isinstance(error, TimeoutError) else str(error))

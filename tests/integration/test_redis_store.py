@@ -421,6 +421,10 @@ RUBBISH = {
     "a-number": b":7\r\n",
     "a-shorter-list": b"*0\r\n",
     "half-a-reply": b"$99\r\nx",
+    "a-number-for-a-value": b"*1\r\n:7\r\n",
+    "an-error-for-a-value": b"*1\r\n-ERR no\r\n",
+    "a-list-for-a-value": b"*1\r\n*1\r\n$1\r\nx\r\n",
+    "a-redirection-to-nowhere": b"-MOVED\r\n",
 }
 
 

@@ -18,6 +18,7 @@ class Fetches:
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
         self.fail = False
+        self.surprise = False
         self.began = asyncio.Event()
         self.gate = asyncio.Event()
         self.gate.set()
@@ -26,6 +27,8 @@ class Fetches:
         self.batches.append(list(keys))
         self.began.set()
         await self.gate.wait()
+        if self.surprise:
+            raise ValueError("nobody declared this")
         if self.fail or "bad" in keys:
             raise StoreUnavailable("down")
         return [key.encode() for key in keys]
@@ -83,6 +86,14 @@ async def test_a_failure_reaches_every_caller_as_its_own(
     errors = await asyncio.gather(*gets, return_exceptions=True)
     assert [type(error) for error in errors] == [StoreUnavailable] * 3
     assert len({id(error) for error in errors}) == 3
+
+
+async def test_B50_nobody_waits_for_a_look_up_that_failed_unexpectedly(
+    batcher: Batcher, fetches: Fetches
+) -> None:
+    fetches.surprise = True
+    with pytest.raises(StoreUnavailable):
+        await asyncio.wait_for(batcher.get_many(["a"]), 5)
 
 
 async def test_B50_what_was_found_counts_where_a_part_of_a_long_look_up_fails(
