@@ -2,7 +2,7 @@
 
 import json
 import re
-from math import isinf
+from math import isinf, log10
 from typing import Final, NoReturn, Self
 
 from proxy.core.request import Flaw
@@ -11,6 +11,8 @@ from proxy.core.wire import JsonValue
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 # From here on neighbouring integers share a double, so the token itself must be read.
 VAST: Final = 2.0**53
+# What a body's decimals may take, spelled out as integers: `1e308` grows sixty-fold.
+MOST_SPELLED_DIGITS: Final = 65_536
 # Python converts at least this many digits, however its limit is set.
 _CONVERTED_DIGITS: Final = 640
 
@@ -86,6 +88,7 @@ class _Reading:
     def __init__(self) -> None:
         self.duplicate = False
         self.out_of_range = False
+        self._spelled_digits = 0
 
     def members(self, pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
         members = dict(pairs)
@@ -93,8 +96,14 @@ class _Reading:
         return members
 
     def decimal(self, token: str) -> JsonValue:
+        if self.out_of_range:  # there is no key, so nothing need be exact
+            return float(token)
         number = exact_decimal(token)
-        self.out_of_range |= type(number) is float and isinf(number)
+        if type(number) is float:
+            self.out_of_range = isinf(number)
+        elif not -VAST < (value := float(token)) < VAST:
+            self._spelled_digits += int(log10(abs(value))) + 1
+            self.out_of_range = self._spelled_digits > MOST_SPELLED_DIGITS
         return number
 
     def constant(self, token: str) -> NoReturn:

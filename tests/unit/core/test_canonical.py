@@ -138,6 +138,12 @@ def test_B18_the_length_of_integers_does_not_hang_on_the_interpreters_limit() ->
         sys.set_int_max_str_digits(before)
 
 
+def test_B18_a_small_body_does_not_become_a_vast_one() -> None:
+    assert parse_body(b'{"a":[' + b"1e308," * 200 + b"0]}").flaw is None
+    assert parse_body(b'{"a":[' + b"1.5," * 20_000 + b"0]}").flaw is None
+    assert parse_body(b'{"a":[' + b"1e308," * 220 + b"0]}").flaw is Flaw.NUMBER_RANGE
+
+
 def test_B18_a_long_integer_equals_only_itself() -> None:
     one, same, other = (
         parse_body(b'{"a":%s}' % digits).fields["a"]
