@@ -32,6 +32,8 @@ def chunks_from_completion(
         ((_index(choice, place), choice) for place, choice in enumerate(choices)),
         key=lambda pair: pair[0],
     )
+    if len({index for index, _ in numbered}) < len(numbered):
+        raise NotACompletion("two choices have the same index, and would become one")
     common = {
         name: "chat.completion.chunk" if name == "object" else value
         for name, value in completion.items()

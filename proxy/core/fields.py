@@ -24,6 +24,14 @@ def model_name(fields: Mapping[str, JsonValue]) -> str | None:
     return name if isinstance(name, str) else None
 
 
+def item_count(endpoint: Endpoint, fields: Mapping[str, JsonValue]) -> int | None:
+    """How many vectors or choices the answer has to hold; None where the request does not say."""
+    if endpoint is Endpoint.EMBEDDINGS:
+        return input_count(fields)
+    choices = fields.get("n")
+    return choices if type(choices) is int else None
+
+
 def input_count(fields: Mapping[str, JsonValue]) -> int | None:
     """How many vectors an embeddings request asks for; None where `input` has no known shape.
 

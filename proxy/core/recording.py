@@ -15,6 +15,8 @@ from proxy.core.wire import Endpoint
 
 DONE = b"[DONE]"
 
+_NUMBERS = frozenset({int, float})
+
 
 class NotStored(StrEnum):
     """Why an answer was not stored."""
@@ -25,9 +27,9 @@ class NotStored(StrEnum):
     CONTENT_TYPE = "content-type"
     # The body, or an event of the stream, is not what the API's answers look like.
     UNPARSABLE = "unparsable"
-    # The body has a top-level `error`.
+    # The body, or one of its choices, has an `error`.
     ERROR_BODY = "error-body"
-    # A choice has no finish reason, or there is no choice.
+    # A choice has no finish reason, or there are fewer choices than were asked for.
     UNFINISHED = "unfinished"
     # A choice ended for a reason that the rule does not store (`length`, `content_filter`).
     FINISH_REASON = "finish-reason"
@@ -71,14 +73,14 @@ def judge_json(
     max_bytes: int,
     items: int | None,
 ) -> Recording | NotStored:
-    """The verdict on a whole body, decoded; `items` is how many embeddings were asked for."""
+    """The verdict on a whole body, decoded; `items` is how many vectors or choices were wanted."""
     answer = _answer(status, content_type, body, max_bytes)
     if isinstance(answer, NotStored):
         return answer
     reasons: tuple[str, ...] = ()
     match endpoint:
         case Endpoint.CHAT:
-            if refused := _judge_completion(answer, store_finish_reasons):
+            if refused := _judge_completion(answer, store_finish_reasons, items):
                 return refused
             reasons = tuple(choice["finish_reason"] for choice in answer["choices"])
         case Endpoint.EMBEDDINGS:
@@ -105,13 +107,25 @@ def _answer(
     return NotStored.ERROR_BODY if answer.get("error") is not None else answer
 
 
-def _judge_completion(completion: dict[str, Any], allowed: AbstractSet[str]) -> NotStored | None:
+def _judge_completion(
+    completion: dict[str, Any], allowed: AbstractSet[str], wanted: int | None
+) -> NotStored | None:
     choices = completion.get("choices")
-    if not isinstance(choices, list) or not choices:
-        return NotStored.UNFINISHED if choices == [] else NotStored.UNPARSABLE
+    if not isinstance(choices, list):
+        return NotStored.UNPARSABLE
     for choice in choices:
         if not isinstance(choice, dict) or not isinstance(choice.get("message"), dict):
             return NotStored.UNPARSABLE
+    if any(choice.get("error") is not None for choice in choices):
+        return NotStored.ERROR_BODY
+    return _judge_ends(choices, allowed, wanted)
+
+
+def _judge_ends(
+    choices: list[dict[str, Any]], allowed: AbstractSet[str], wanted: int | None
+) -> NotStored | None:
+    if len(choices) < (wanted or 1):
+        return NotStored.UNFINISHED
     reasons = [choice.get("finish_reason") for choice in choices]
     if not all(isinstance(reason, str) and reason for reason in reasons):
         return NotStored.UNFINISHED
@@ -150,9 +164,8 @@ def _judge_embeddings(answer: dict[str, Any], items: int | None) -> NotStored | 
     vectors = answer.get("data")
     if not isinstance(vectors, list):
         return NotStored.UNPARSABLE
-    for vector in vectors:
-        if not isinstance(vector, dict) or not isinstance(vector.get("embedding"), list | str):
-            return NotStored.UNPARSABLE
+    if not all(isinstance(vector, dict) and _is_vector(vector) for vector in vectors):
+        return NotStored.UNPARSABLE
     if len({type(vector["embedding"]) for vector in vectors}) > 1:
         return NotStored.UNPARSABLE
     indices = [vector.get("index") for vector in vectors]
@@ -162,16 +175,28 @@ def _judge_embeddings(answer: dict[str, Any], items: int | None) -> NotStored | 
     return None
 
 
+def _is_vector(vector: dict[str, Any]) -> bool:
+    """Whether it holds numbers only: some servers write null for a NaN, or nothing at all."""
+    embedding = vector.get("embedding")
+    if not isinstance(embedding, list | str) or not embedding:
+        return False
+    return isinstance(embedding, str) or _NUMBERS.issuperset(map(type, embedding))
+
+
 class StreamRecorder:
     """Reads a chat stream along and says at its end whether, and what of it, may be stored.
 
     Past `max_bytes` it lets go of all that it holds and only looks out for usage. Each event is
     parsed when it comes, so that the end of a long stream costs no more than joining its bytes.
-    `saw_terminal` is True once `data: [DONE]` came, with its blank line.
+    `choices` is how many were asked for. `saw_terminal` is True once `data: [DONE]` came, with its
+    blank line.
     """
 
-    def __init__(self, *, store_finish_reasons: AbstractSet[str], max_bytes: int) -> None:
+    def __init__(
+        self, *, store_finish_reasons: AbstractSet[str], max_bytes: int, choices: int | None = None
+    ) -> None:
         self._allowed = store_finish_reasons
+        self._choices = choices
         self._max_bytes = max_bytes
         self._parser = SseParser(max_event_bytes=DEFAULT_MAX_EVENT_BYTES)
         self._transcript: Transcript | None = Transcript()
@@ -217,7 +242,7 @@ class StreamRecorder:
             completion = self._transcript.completion()
         except NotAssemblable:
             return NotStored.UNPARSABLE
-        refused = _judge_completion(completion, self._allowed)
+        refused = _judge_completion(completion, self._allowed, self._choices)
         if refused is not None:
             return refused
         reasons = self._transcript.finish_reasons

@@ -113,7 +113,7 @@ def _judged(settlement: Settlement, coded: bytes) -> tuple[Recording | NotStored
         body,
         store_finish_reasons=settlement.finish_reasons,
         max_bytes=settlement.max_bytes,
-        items=settlement.plan.inputs,
+        items=settlement.plan.items,
     )
     return verdict, verdict.usage if isinstance(verdict, Recording) else _usage_in(body)
 
@@ -131,6 +131,7 @@ def _recorded_stream(settlement: Settlement) -> RecordedStream:
     recorder = StreamRecorder(
         store_finish_reasons=settlement.finish_reasons,
         max_bytes=settlement.max_bytes if settlement.records else 0,
+        choices=settlement.plan.items,
     )
     decode: Decoder | None
     try:

@@ -6,26 +6,26 @@ from functools import lru_cache
 from proxy.core.canonical import parse_body
 from proxy.core.control import ClientControl, client_control
 from proxy.core.decision import control_of
-from proxy.core.fields import check_fields, input_count, model_name
+from proxy.core.fields import check_fields, item_count, model_name
 from proxy.core.key import Derivation, derive, make_scope
 from proxy.core.matching import RuleSet
 from proxy.core.replay import Wanted, wanted_from
 from proxy.core.request import CacheableRequest
-from proxy.core.wire import Endpoint, Headers
+from proxy.core.wire import Headers
 from proxy.engine.base import Call
 from proxy.upstream.base import Chain, Forwarder
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the pure core makes of a call. `inputs` counts the vectors an embeddings call wants."""
+    """What the pure core makes of a call; `items` is how many vectors or choices it asks for."""
 
     call: Call
     chain: Chain
     derivation: Derivation
     control: ClientControl
     wanted: Wanted
-    inputs: int | None
+    items: int | None
     started: float
 
     @property
@@ -93,6 +93,6 @@ def make_plan(call: Call, forwarder: Forwarder, rules: RuleSet, *, started: floa
         derivation=derivation,
         control=control_of(derivation, client_control(call.headers)),
         wanted=wanted_from(call.endpoint, request.fields),
-        inputs=input_count(request.fields) if call.endpoint is Endpoint.EMBEDDINGS else None,
+        items=item_count(call.endpoint, request.fields),
         started=started,
     )

@@ -107,10 +107,27 @@ def test_B14_complete_choices(choices: list[dict[str, Any]]) -> None:
             NotStored.TOOL_ARGUMENTS,
         ),
         (_completion(_choice(content="x" * 10_000)), NotStored.TOO_LARGE),
+        (_completion({**_choice(), "error": {"message": "cut off"}}), NotStored.ERROR_BODY),
     ],
 )
 def test_B14_what_is_not_a_complete_answer(body: Any, reason: NotStored) -> None:
     assert _judge(body) == reason
+
+
+def test_B14_fewer_choices_than_were_asked_for_are_not_complete() -> None:
+    two = _completion(_choice(), {**_choice(), "index": 1})
+    assert isinstance(_judge(two, items=2), Recording)
+    assert _judge(two, items=3) == NotStored.UNFINISHED
+    recorder = StreamRecorder(store_finish_reasons=ALLOWED, max_bytes=10_000, choices=2)
+    recorder.feed(b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n')
+    recorder.feed(b"data: [DONE]\n\n")
+    assert recorder.finish(ended_well=True) == NotStored.UNFINISHED
+
+
+@pytest.mark.parametrize("embedding", [[], "", [None, None], [0.5, "x"], [0.5, [1]], [True]])
+def test_B14_what_is_no_vector_of_numbers_is_not_stored(embedding: Any) -> None:
+    body = {"object": "list", "data": [{"index": 0, "embedding": embedding}]}
+    assert _judge(body, endpoint=Endpoint.EMBEDDINGS, items=1) == NotStored.UNPARSABLE
 
 
 @pytest.mark.parametrize("status", [201, 202, 204, 206, 302, 400, 404, 429, 500])

@@ -234,6 +234,7 @@ def test_B17_fresh_ids_across_the_forms() -> None:
         (Form.JSON, b'{"choices":[{"message":{"tool_calls":{}}}]}', AS_STREAM),
         (Form.JSON, b'{"choices":[{"message":{"function_call":[]}}]}', AS_STREAM),
         (Form.JSON, b'{"choices":[{"message":{"x":' + b"[" * 400 + b"]" * 400 + b"}}]}", AS_STREAM),
+        (Form.JSON, b'{"choices":[{"index":0,"message":{}},{"index":0,"message":{}}]}', AS_STREAM),
         (Form.SSE, b"data: {\n\n" + DONE, AS_JSON),
         (Form.SSE, _chunk(content="a") + _chunk(content=["b"]) + DONE, AS_JSON),
         (Form.SSE, b'data: {"x":' + b"[" * 400 + b"]" * 400 + b"}\n\n" + DONE, AS_JSON),
