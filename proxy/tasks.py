@@ -24,11 +24,16 @@ class TaskGroup:
         """How many tasks of that name are under way."""
         return sum(task.get_name() == name for task in self._tasks)
 
-    def start(self, work: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any]:
-        """Run `work` in the background; the group keeps it alive until it ends."""
+    def start(
+        self, work: Coroutine[Any, Any, Any], *, name: str, awaited: bool = False
+    ) -> asyncio.Task[Any]:
+        """Run `work` in the background; the group keeps it alive until it ends.
+
+        `awaited` says that somebody waits for the task and sees its failure.
+        """
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._tasks.discard if awaited else self._ended)
         return task
 
     async def drain(self, grace_seconds: float) -> None:

@@ -28,14 +28,21 @@ class _Identity:
 
 
 class _Zlib:
+    """One gzip member after another (RFC 1952 section 2.2), or one zlib stream."""
+
     def __init__(self, window_bits: int) -> None:
+        self._window_bits = window_bits
         self._decoder = zlib.decompressobj(window_bits)
 
     def feed(self, coded: bytes) -> bytes:
         try:
-            return self._decoder.decompress(coded)
+            plain = self._decoder.decompress(coded)
+            while rest := self._decoder.unused_data:
+                self._decoder = zlib.decompressobj(self._window_bits)
+                plain += self._decoder.decompress(rest)
         except zlib.error as error:
             raise UnreadableCoding(str(error)) from error
+        return plain
 
 
 class _Zstd:
@@ -91,6 +98,9 @@ def readable_accept_encoding(headers: Headers) -> bytes:
 
 def wants_gzip(headers: Headers) -> bool:
     """True where the client takes gzip but no plain bytes (`identity;q=0`, or `*;q=0` alone)."""
+    # Nearly every client takes plain bytes: the list is only read where it refuses something.
+    if not any(name == b"accept-encoding" and b"q=0" in value for name, value in headers):
+        return False
     said = accepted(headers)
     refuses_plain = not said.get("identity", said.get("*", True))
     return refuses_plain and said.get("gzip", said.get("*", False))

@@ -8,6 +8,9 @@ from enum import StrEnum
 
 from proxy.core.entry import Usage
 
+# The status told, never sent, of a client that did not wait for its answer; nginx logs the same.
+CLIENT_GONE = 499
+
 
 class XCache(StrEnum):
     """The one-word summary, as in the `X-Cache` header."""

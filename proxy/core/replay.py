@@ -43,10 +43,11 @@ class FreshIds:
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """The answer's content type and body."""
+    """The answer's content type and body; `content_encoding` None is none."""
 
     content_type: bytes
     body: bytes
+    content_encoding: bytes | None = None
 
 
 def wanted_from(endpoint: Endpoint, fields: Mapping[str, JsonValue]) -> Wanted:

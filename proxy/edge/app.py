@@ -14,7 +14,7 @@ from proxy.edge.errors import install_error_shape, internal_error
 from proxy.edge.health import health_routes
 from proxy.edge.hotpath import HotTable
 from proxy.edge.openai import API_ROOT, CACHED, CachedEndpoint
-from proxy.edge.passthrough import PassThrough
+from proxy.edge.passthrough import ENDPOINT, PassThrough
 from proxy.edge.responses import early_error, send_answer
 from proxy.runtime import Runtime, Settings
 
@@ -41,8 +41,8 @@ class Edge:
             await self._framework(scope, receive, send)
             return
         started = _StartWatch(send)
+        endpoint = CACHED.get(path) if scope["method"] == "POST" else None
         try:
-            endpoint = CACHED.get(path) if scope["method"] == "POST" else None
             if endpoint is not None:
                 await self._cached(endpoint, scope, receive, started)
             else:
@@ -53,7 +53,11 @@ class Edge:
             log.exception("a request failed unexpectedly")
             if not started.started:
                 request_id = self.runtime.request_ids.next()
-                answer, _ = early_error(internal_error(), endpoint="", request_id=request_id)
+                name = endpoint.value if endpoint is not None else ENDPOINT
+                answer, outcome = early_error(
+                    internal_error(), endpoint=name, request_id=request_id
+                )
+                self.runtime.snapshot.observer.told(outcome)
                 await send_answer(answer, send)
 
 

@@ -12,7 +12,7 @@ async def while_connected(
     work: Coroutine[Any, Any, None], gone: Coroutine[Any, Any, None], tasks: TaskGroup
 ) -> None:
     """Run `work` to its end, or cancel it when `gone` returns first; raises what `work` raises."""
-    worker = tasks.start(work, name="request")
+    worker = tasks.start(work, name="request", awaited=True)
     watcher = tasks.start(gone, name="disconnect-watch")
     try:
         await asyncio.wait({worker, watcher}, return_when=asyncio.FIRST_COMPLETED)

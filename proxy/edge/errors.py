@@ -1,5 +1,7 @@
 """One error shape on every route: the framework's own errors go into the envelope too."""
 
+from collections.abc import Mapping
+
 import orjson
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
@@ -30,7 +32,7 @@ def install_error_shape(app: FastAPI) -> None:
     async def http_error(request: Request, error: HTTPException) -> Response:
         where = f"{request.method} {request.url.path}"
         if error.status_code == MethodNotAllowed.status:
-            return enveloped(MethodNotAllowed(f"Not allowed: {where}."))
+            return enveloped(MethodNotAllowed(f"Not allowed: {where}."), error.headers)
         return enveloped(UnknownRoute(f"Unknown request URL: {where}."))
 
     # The framework raises it again once this is sent, and the server logs it.
@@ -39,8 +41,11 @@ def install_error_shape(app: FastAPI) -> None:
         return enveloped(internal_error())
 
 
-def enveloped(error: ProxyError) -> Response:
+def enveloped(error: ProxyError, headers: Mapping[str, str] | None = None) -> Response:
     """The error as a response."""
     return Response(
-        orjson.dumps(error.envelope()), status_code=error.status, media_type="application/json"
+        orjson.dumps(error.envelope()),
+        status_code=error.status,
+        headers=headers,
+        media_type="application/json",
     )

@@ -10,12 +10,12 @@ def health_routes(runtime: Runtime) -> APIRouter:
     """The routes of `/healthz`, `/readyz` and `/metrics`."""
     routes = APIRouter(include_in_schema=False)
 
-    @routes.get("/healthz")
+    @routes.api_route("/healthz", methods=["GET", "HEAD"])
     async def healthz() -> Response:
         """The process answers."""
         return JSONResponse({"status": "ok"})
 
-    @routes.get("/readyz")
+    @routes.api_route("/readyz", methods=["GET", "HEAD"])
     async def readyz() -> Response:
         """Ready to serve; a store that is down costs misses, so it is told but does not count."""
         stores = {
@@ -28,7 +28,7 @@ def health_routes(runtime: Runtime) -> APIRouter:
             status_code=200 if ready else 503,
         )
 
-    @routes.get("/metrics")
+    @routes.api_route("/metrics", methods=["GET", "HEAD"])
     async def metrics() -> Response:
         """All metrics in the text format of Prometheus."""
         return Response(await runtime.exposition(), media_type="text/plain; version=0.0.4")

@@ -1,12 +1,14 @@
 """Everything else under `/v1`: passed on as it comes, in both directions, unread."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from urllib.parse import unquote
 
-from proxy.core.outcome import BypassReason, Forwarded, Outcome, XCache
+from proxy.core.outcome import CLIENT_GONE, BypassReason, Forwarded, Outcome, XCache
 from proxy.edge.asgi import ClientGone, Receive, Scope, Send, has_body, headers_of
 from proxy.edge.disconnect import Upload, disconnected, while_connected
 from proxy.edge.responses import early_error, send_answer, send_stream
-from proxy.errors import ProxyError
+from proxy.errors import ProxyError, RequestError
 from proxy.runtime import Runtime, Snapshot
 from proxy.upstream.base import Outgoing, UpstreamResponse
 
@@ -50,32 +52,50 @@ class PassThrough:
         await while_connected(work, gone, self._runtime.tasks)
 
     async def _forward(self, snapshot: Snapshot, outgoing: Outgoing, send: Send) -> None:
-        request_id = self._runtime.request_ids.next()
         started = self._runtime.clock.monotonic()
+        request_id = self._runtime.request_ids.next()
+        # What is told if the client goes away first, in whatever state.
+        outcome = Outcome(
+            x_cache=XCache.BYPASS,
+            endpoint=ENDPOINT,
+            status=CLIENT_GONE,
+            detail=BypassReason.NOT_CACHEABLE.value,
+            request_id=request_id,
+            complete=False,
+        )
         try:
-            identity = snapshot.access.identify(outgoing.headers)
-            chain = snapshot.forwarder.resolve(None)
-            exchange = await snapshot.forwarder.send(chain, outgoing)
+            outcome = await self._passed(snapshot, outgoing, send, outcome)
         except ClientGone:
-            return
+            pass
         except ProxyError as error:
             answer, outcome = early_error(error, endpoint=ENDPOINT, request_id=request_id)
-            snapshot.observer.told(outcome)
             await send_answer(answer, send)
-            return
+        finally:
+            duration = self._runtime.clock.monotonic() - started
+            snapshot.observer.told(replace(outcome, duration_seconds=duration))
+
+    async def _passed(
+        self, snapshot: Snapshot, outgoing: Outgoing, send: Send, outcome: Outcome
+    ) -> Outcome:
+        identity = snapshot.access.identify(outgoing.headers)
+        refuse_dot_segments(outgoing.path)
+        exchange = await snapshot.forwarder.send(snapshot.forwarder.resolve(None), outgoing)
         response = exchange.response
-        await send_stream(response.status, list(response.headers), RawBody(response), send)
-        snapshot.observer.told(
-            Outcome(
-                x_cache=XCache.BYPASS,
-                endpoint=ENDPOINT,
-                status=response.status,
-                forwarded=Forwarded.BYPASS,
-                forward_status=response.status,
-                detail=BypassReason.NOT_CACHEABLE.value,
-                upstream=exchange.upstream,
-                client=identity.client,
-                request_id=request_id,
-                duration_seconds=self._runtime.clock.monotonic() - started,
-            )
+        headers = list(response.headers)
+        complete = await send_stream(response.status, headers, RawBody(response), send)
+        return replace(
+            outcome,
+            status=response.status,
+            forwarded=Forwarded.BYPASS,
+            forward_status=response.status,
+            upstream=exchange.upstream,
+            client=identity.client,
+            complete=complete,
         )
+
+
+def refuse_dot_segments(path: str) -> None:
+    """Raises `RequestError` for a path that could leave the API root, in any spelling."""
+    segments = unquote(path).replace("\\", "/").split("/")
+    if not {".", ".."}.isdisjoint(segments):
+        raise RequestError("The path must not have '.' or '..' segments.", code="invalid_path")

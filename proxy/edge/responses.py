@@ -29,11 +29,11 @@ async def send_answer(answer: Answer, send: Send) -> None:
     await send_stream(answer.status, headers, answer.body, send)
 
 
-async def send_stream(status: int, headers: HeaderList, body: BodyStream, send: Send) -> None:
-    """Send a body as it comes; one that breaks off upstream breaks off here too.
+async def send_stream(status: int, headers: HeaderList, body: BodyStream, send: Send) -> bool:
+    """Send a body as it comes, and say whether it came to its end.
 
-    Returning without a last chunk makes the server close the connection, so that the client sees
-    an unfinished body and never a clean end that was invented.
+    One that breaks off upstream breaks off here too: without its last chunk the server closes the
+    connection, so that the client sees an unfinished body, never a clean end that was invented.
     """
     if status in _BODILESS:
         headers = [pair for pair in headers if pair[0].lower() != b"content-length"]
@@ -44,8 +44,9 @@ async def send_stream(status: int, headers: HeaderList, body: BodyStream, send: 
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
         except UpstreamError as error:
             log.warning("an answer broke off upstream: %s", error.message)
-            return
+            return False
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+        return True
 
 
 def early_error(error: ProxyError, *, endpoint: str, request_id: str) -> tuple[Answer, Outcome]:

@@ -5,23 +5,15 @@ import math
 import orjson
 
 from proxy.core.cache_status import outcome_headers
-from proxy.core.coding import gzipped, wants_gzip
 from proxy.core.entry import Entry
 from proxy.core.outcome import Outcome
 from proxy.core.replay import Rendered
-from proxy.core.wire import Headers, header
 from proxy.engine.base import Answer, HeaderList, Repeatable
 from proxy.errors import ProxyError
 
 
 def hit_answer(
-    entry: Entry,
-    rendered: Rendered,
-    outcome: Outcome,
-    request_headers: Headers,
-    *,
-    repeats: bool,
-    with_key: bool,
+    entry: Entry, rendered: Rendered, outcome: Outcome, *, repeats: bool, with_key: bool
 ) -> Answer:
     """The stored answer in the form asked for, with its own request id and the outcome.
 
@@ -29,10 +21,8 @@ def hit_answer(
     """
     same: HeaderList = [(b"content-type", rendered.content_type)]
     same += [pair for pair in entry.headers if pair[0] != b"content-type"]
-    body = rendered.body
-    if _must_be_coded(request_headers):
-        body = gzipped(body)
-        same.append((b"content-encoding", b"gzip"))
+    if rendered.content_encoding is not None:
+        same.append((b"content-encoding", rendered.content_encoding))
     headers = [
         *same,
         (b"x-request-id", outcome.request_id.encode("ascii")),
@@ -41,13 +31,7 @@ def hit_answer(
     repeatable = None
     if repeats:
         repeatable = Repeatable(entry.stored_at, entry.fresh_until, outcome, tuple(same), with_key)
-    return Answer(entry.status, headers, body, repeatable)
-
-
-def _must_be_coded(request_headers: Headers) -> bool:
-    # Nearly every client takes plain bytes, so the list is only read where it refuses something.
-    value = header(request_headers, b"accept-encoding")
-    return value is not None and b"q=0" in value and wants_gzip(request_headers)
+    return Answer(entry.status, headers, rendered.body, repeatable)
 
 
 def error_answer(error: ProxyError, outcome: Outcome, *, with_key: bool = False) -> Answer:

@@ -1,10 +1,11 @@
 """The service: drives the pure decisions, and does what they say."""
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 from proxy.clock import Clock
+from proxy.core.coding import gzipped, wants_gzip
 from proxy.core.decision import (
     Bypass,
     Decision,
@@ -19,7 +20,7 @@ from proxy.core.decision import (
 from proxy.core.entry import Usage
 from proxy.core.key import CacheKey
 from proxy.core.matching import RuleSet
-from proxy.core.outcome import Forwarded, Outcome, XCache
+from proxy.core.outcome import CLIENT_GONE, Forwarded, Outcome, XCache
 from proxy.core.replay import FreshIds, Rendered, render
 from proxy.engine.answers import error_answer, hit_answer
 from proxy.engine.base import Answer, Call, Observer
@@ -94,6 +95,10 @@ class CacheService:
         """The answer to a planned call; a proxy error becomes its envelope."""
         try:
             return await self._answer(plan, await self._decide(plan))
+        except asyncio.CancelledError:
+            gone = self._outcome(plan, XCache.ERROR, status=CLIENT_GONE, detail="client-gone")
+            self._observer.told(replace(gone, complete=False))
+            raise
         except ProxyError as error:
             outcome = self._outcome(
                 plan, XCache.ERROR, status=error.status, detail=error.error_code
@@ -174,7 +179,10 @@ class CacheService:
         if plan.renews_ids:
             created = int(self._clock.wall())
             fresh = FreshIds(id=f"chatcmpl-{plan.call.request_id}", created=created)
-        return render(hit.entry, plan.call.endpoint, plan.wanted, fresh=fresh)
+        rendered = render(hit.entry, plan.call.endpoint, plan.wanted, fresh=fresh)
+        if rendered is not None and wants_gzip(plan.call.headers):
+            return replace(rendered, body=gzipped(rendered.body), content_encoding=b"gzip")
+        return rendered
 
     def _hit(self, plan: Plan, hit: Hit, rendered: Rendered) -> Answer:
         call = plan.call
@@ -191,7 +199,6 @@ class CacheService:
             hit.entry,
             rendered,
             outcome,
-            call.headers,
             repeats=not plan.renews_ids,
             with_key=self._shows_key(call),
         )

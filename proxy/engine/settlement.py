@@ -15,6 +15,7 @@ from proxy.upstream.base import Exchange
 
 # What is held of an answer that can't become an entry, to read its usage.
 _UNRECORDED_BYTES = 1024 * 1024
+_LONGEST_ID = 200
 # With these the look-up found nothing that could still be served.
 _NO_FRESH_ENTRY = frozenset({MissReason.ABSENT, MissReason.EXPIRED, MissReason.UNREADABLE})
 
@@ -50,6 +51,7 @@ class Settlement:
             status=exchange.response.status,
             forward_status=exchange.response.status,
             upstream=exchange.upstream,
+            request_id=_request_id(exchange) or outcome.request_id,
             not_stored=self._refusal.value if self._refusal is not None else None,
         )
 
@@ -103,3 +105,11 @@ class Settlement:
         self.outcome = replace(self.outcome, ttl_seconds=entry.fresh_until - now)
         replaces = self.outcome.detail not in _NO_FRESH_ENTRY
         return None if self._entries.put(entry, replaces=replaces) else NotStored.QUEUE_FULL
+
+
+def _request_id(exchange: Exchange) -> str | None:
+    """The upstream's own request id: the client sees it, so the log has to say the same."""
+    for name, value in exchange.response.headers:
+        if name.lower() == b"x-request-id" and len(value) <= _LONGEST_ID and value.isascii():
+            return value.decode("ascii")
+    return None

@@ -54,7 +54,7 @@ class RunningProxy:
     def start(self) -> None:
         """Load the settings from a file and serve, as the command line does."""
         assert self._server is None, "already started"
-        self._file.write_text(yaml.safe_dump(self.settings))
+        self._file.write_text(yaml.safe_dump(self.settings, sort_keys=False))
         settings = load_settings(self._file, env={})
         config = server_config(create_app(settings), settings)
         self._server = serve_in_thread(config, port=self._port)

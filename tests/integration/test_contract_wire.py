@@ -159,11 +159,35 @@ def test_B42_a_client_that_goes_away_in_its_upload_closes_it_too(ask: NewAsker, 
 
 
 @pytest.mark.parametrize(
+    "target",
+    [
+        "/v1/../admin",
+        "/v1/files/..",
+        "/v1/a/%2e%2E/b",
+        "/v1/a/./b",
+        "/v1/a%2F..%2Fb",
+        "/v1/a/..%5cb",
+    ],
+)
+def test_B60_no_path_leaves_the_api_root_of_the_upstream(
+    target: str, ask: NewAsker, site: Site
+) -> None:
+    running = ask()
+
+    with Wire(running.proxy.url) as wire:
+        wire.request("GET", target, None, key_of(running))
+        head = wire.read_until(b"\r\n\r\n")
+
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert site.standin.app.requests == []
+
+
+@pytest.mark.parametrize(
     ("method", "target"),
     [
         ("GET", "/v1/models?limit=2&after=a%2Fb"),
         ("DELETE", "/v1/files/file-1"),
-        ("PUT", "/v1/echo/a%20b//c/../d;p=1?x=1&x=2&y"),
+        ("PUT", "/v1/echo/a%20b//c/..d;p=1?x=1&x=2&y"),
         ("PATCH", "/v1/echo/%E2%82%AC"),
         ("OPTIONS", "/v1/echo"),
         ("PROPFIND", "/v1/echo"),

@@ -26,7 +26,8 @@ CODED = [
 ]
 
 
-@pytest.mark.parametrize(("coding", "coded"), CODED)
+# Named by the coding alone: a gzip member holds the time of its making.
+@pytest.mark.parametrize(("coding", "coded"), CODED, ids=[str(coding) for coding, _ in CODED])
 @pytest.mark.parametrize("size", [1, 3, 10_000])
 def test_B19_a_known_coding_is_read_in_any_split(
     coding: str | None, coded: bytes, size: int
@@ -34,6 +35,15 @@ def test_B19_a_known_coding_is_read_in_any_split(
     read = decoder(coding)
 
     assert b"".join(read.feed(coded[at : at + size]) for at in range(0, len(coded), size)) == PLAIN
+
+
+def test_B19_all_members_of_a_gzip_body_are_read() -> None:
+    coded = gzip.compress(PLAIN) + gzip.compress(b"more")
+    read = decoder("gzip")
+
+    assert b"".join(read.feed(coded[at : at + 7]) for at in range(0, len(coded), 7)) == (
+        PLAIN + b"more"
+    )
 
 
 @pytest.mark.parametrize("coding", ["br", "compress", "gzip, gzip", "nonsense"])
