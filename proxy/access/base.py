@@ -5,7 +5,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who a request is from: `tenant` and `credential` (a fingerprint) scope its entries."""
+    """Who a request is from: `tenant` scopes its entries.
+
+    So does `credential` (a fingerprint), where the client's own goes upstream.
+    """
 
     client: str | None = None
     tenant: str | None = None

@@ -26,7 +26,7 @@ class ClientMode(StrEnum):
     """How clients are told apart."""
 
     TRANSPARENT = "transparent"  # their own credential goes upstream and scopes their entries
-    OPEN = "open"  # everybody who can connect is one tenant
+    OPEN = "open"  # the same, but for upstreams with keys everybody is one tenant
     KEYS = "keys"  # each shows a proxy key
 
 
@@ -55,9 +55,8 @@ class Access:
         """The identity behind the headers. Raises `NotAuthenticated` where keys are required."""
         admin = self._admin_hashes != frozenset() and self.is_admin(headers)
         match self._mode:
-            case ClientMode.OPEN:
-                return Identity(admin=admin)
-            case ClientMode.TRANSPARENT:
+            # Where everybody may in, a credential counts only for upstreams that are sent it.
+            case ClientMode.TRANSPARENT | ClientMode.OPEN:
                 return Identity(credential=_own_credential(headers), admin=admin)
             case ClientMode.KEYS:
                 client = self._client(headers)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from hashlib import sha256
+from operator import itemgetter
 
 from proxy.core.canonical import canonical_json
 from proxy.core.request import SHARED_SCOPE
@@ -19,11 +20,12 @@ def make_scope(
 ) -> str:
     """A token of `[a-z0-9]` that two requests share only if all the parts are equal.
 
-    `credential` is a fingerprint; `account_headers` are the headers that choose an account, in
-    any order; `query` is the raw query string. Parts that are None or empty are absent, and
-    with no part at all the scope is `shared`.
+    `credential` is a fingerprint; `account_headers` are the headers that choose an account,
+    different ones in any order; `query` is the raw query string. Parts that are None or empty are
+    absent, and with no part at all the scope is `shared`.
     """
-    account = sorted((name.lower(), value) for name, value in account_headers)
+    # By name only: of a header that is sent twice, which one counts is the upstream's choice.
+    account = sorted(((name.lower(), value) for name, value in account_headers), key=itemgetter(0))
     parts = _parts(tenant, credential, account, query)
     if not parts:
         return SHARED_SCOPE

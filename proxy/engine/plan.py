@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Final
 
 from proxy.core.canonical import parse_body
 from proxy.core.control import ClientControl, client_control
@@ -14,6 +15,9 @@ from proxy.core.request import CacheableRequest
 from proxy.core.wire import Headers
 from proxy.engine.base import Call
 from proxy.upstream.base import Chain, Forwarder
+
+# Clients choose query and headers: the memo is bounded in number and in length of texts.
+_MEMO_LENGTH: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +46,10 @@ def cacheable_request(call: Call, forwarder: Forwarder) -> tuple[CacheableReques
     body = parse_body(call.body)
     check_fields(call.endpoint, body.fields)
     chain = forwarder.resolve(model_name(body.fields))
+    uses_own = forwarder.uses_client_credentials(chain)
     scope = _scope(
         call.identity.tenant,
-        call.identity.credential,
+        call.identity.credential if uses_own else None,
         account_values(call.headers, forwarder.account_headers(chain)),
         call.query,
     )
@@ -59,27 +64,38 @@ def cacheable_request(call: Call, forwarder: Forwarder) -> tuple[CacheableReques
     return request, chain
 
 
-@lru_cache(maxsize=4096)
 def _scope(
     tenant: str | None,
     credential: str | None,
     account_headers: tuple[tuple[str, str], ...],
     query: str,
 ) -> str:
-    """Few scopes make up most of the traffic, and each costs a hash."""
+    length = len(query) + sum(len(name) + len(value) for name, value in account_headers)
+    derived = _remembered_scope if length <= _MEMO_LENGTH else _new_scope
+    return derived(tenant, credential, account_headers, query)
+
+
+def _new_scope(
+    tenant: str | None,
+    credential: str | None,
+    account_headers: tuple[tuple[str, str], ...],
+    query: str,
+) -> str:
     return make_scope(
         tenant=tenant, credential=credential, account_headers=account_headers, query=query
     )
 
 
+# Few scopes make up most of the traffic, and each costs a hash.
+_remembered_scope = lru_cache(maxsize=4096)(_new_scope)
+
+
 def account_values(headers: Headers, names: tuple[bytes, ...]) -> tuple[tuple[str, str], ...]:
-    """The headers that choose an account, as sent, in the order of their names."""
+    """The headers that choose an account, as sent; lines of one name keep their order."""
     return tuple(
-        sorted(
-            (name.decode("latin-1"), value.decode("latin-1"))
-            for name, value in headers
-            if name in names
-        )
+        (name.decode("latin-1"), value.decode("latin-1"))
+        for name, value in headers
+        if name in names
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from proxy.access.clients import Access, Client, ClientMode
+from proxy.access.clients import CREDENTIAL_HEADERS, Access, Client, ClientMode
 from proxy.clock import Clock
 from proxy.core.codec import peek_expiry
 from proxy.engine.service import CachePolicy
@@ -163,7 +163,7 @@ def _upstream(name: str, upstream: UpstreamSettings) -> UpstreamConfig:
         headers=tuple(
             (header, value.get_secret_value()) for header, value in upstream.headers.items()
         ),
-        account_headers=(*_ACCOUNT_HEADERS, *upstream.account_headers),
+        account_headers=_account_headers(upstream),
         request_usage=upstream.request_usage,
         timeouts=Timeouts(
             connect_seconds=timeouts.connect_seconds,
@@ -182,6 +182,15 @@ def _upstream(name: str, upstream: UpstreamSettings) -> UpstreamConfig:
         wait_for_key_seconds=upstream.wait_for_key_seconds,
         max_attempts=upstream.attempts,
     )
+
+
+def _account_headers(upstream: UpstreamSettings) -> tuple[str, ...]:
+    names = (*_ACCOUNT_HEADERS, *upstream.account_headers)
+    own = upstream.auth.header
+    # Without keys this is where clients put theirs. The usual places are known anyway.
+    if upstream.keys or own.lower().encode() in CREDENTIAL_HEADERS:
+        return names
+    return (*names, own)
 
 
 def prices(settings: Settings) -> Mapping[str, Price]:

@@ -263,6 +263,51 @@ def test_B19_headers_that_choose_an_account_split_entries(
     assert site.standin.app.requests[1].header(name) == "a"
 
 
+def test_B19_of_an_account_header_sent_twice_the_order_counts(ask: NewAsker) -> None:
+    running = ask()
+    one, other = ("OpenAI-Organization", "a"), ("OpenAI-Organization", "b")
+
+    answers = [
+        running(headers=pairs).headers["x-cache"]
+        for pairs in ([one, other], [other, one], [one, other])
+    ]
+
+    assert answers == ["MISS", "MISS", "HIT"]
+
+
+def test_B70_where_everybody_may_in_an_upstream_without_keys_still_splits_by_credential(
+    ask: NewAsker, site: Site
+) -> None:
+    keyed = {"base_url": site.standin.base_url, "api_keys": ["sk-pool"]}
+    running = ask(
+        {
+            "clients": "open",
+            "upstreams": {"keyed": keyed},
+            "models": {"own": {"upstream": "openai"}, "pooled": {"upstream": "keyed"}},
+            "default_upstream": "openai",
+        }
+    )
+
+    def asked(model: str) -> list[str]:
+        body = chat(model=model)
+        return [running(body, key=key).headers["x-cache"] for key in ("sk-a", "sk-b", "sk-a")]
+
+    assert asked("own") == ["MISS", "MISS", "HIT"]
+    assert asked("pooled") == ["MISS", "HIT", "HIT"]
+
+
+def test_B70_a_credential_in_an_unusual_header_splits_entries(ask: NewAsker, site: Site) -> None:
+    auth = {"header": "Ocp-Apim-Subscription-Key", "scheme": ""}
+    running = ask({"upstreams": {"openai": {"base_url": site.standin.base_url, "auth": auth}}})
+
+    answers = [
+        running(headers={"Ocp-Apim-Subscription-Key": key}).headers["x-cache"]
+        for key in ("a", "b", "a")
+    ]
+
+    assert answers == ["MISS", "MISS", "HIT"]
+
+
 def test_B19_the_query_string_splits_entries(ask: NewAsker, site: Site) -> None:
     running = ask()
     paths = ["/chat/completions" + query for query in ("", "?v=1", "?v=2", "?v=1", "?", "")]

@@ -157,7 +157,9 @@ def substitute(value: Any, path: list[str], pattern: str, replacement: str) -> A
 def scope_of(parts: dict[str, Any]) -> str:
     present = {name: part for name, part in parts.items() if part}
     if "account" in present:
-        present["account"] = sorted([name.lower(), value] for name, value in present["account"])
+        present["account"] = sorted(
+            ([name.lower(), value] for name, value in present["account"]), key=lambda pair: pair[0]
+        )
     if not present:
         return "shared"
     return hashlib.sha256(write(present).encode()).hexdigest()[:32]
