@@ -263,18 +263,6 @@ def test_B19_headers_that_choose_an_account_split_entries(
     assert site.standin.app.requests[1].header(name) == "a"
 
 
-def test_B19_of_an_account_header_sent_twice_the_order_counts(ask: NewAsker) -> None:
-    running = ask()
-    one, other = ("OpenAI-Organization", "a"), ("OpenAI-Organization", "b")
-
-    answers = [
-        running(headers=pairs).headers["x-cache"]
-        for pairs in ([one, other], [other, one], [one, other])
-    ]
-
-    assert answers == ["MISS", "MISS", "HIT"]
-
-
 def test_B70_where_everybody_may_in_an_upstream_without_keys_still_splits_by_credential(
     ask: NewAsker, site: Site
 ) -> None:
