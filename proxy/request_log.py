@@ -1,6 +1,11 @@
 """The outcome as one structured log line: never a body, never a credential."""
 
 import asyncio
+import contextlib
+import io
+import logging
+import threading
+from collections.abc import Callable
 from typing import BinaryIO
 
 import orjson
@@ -9,7 +14,10 @@ from proxy.clock import Clock
 from proxy.core.outcome import Outcome
 from proxy.core.wire import JsonValue
 
+log = logging.getLogger("magic_proxy.request_log")
+
 _FLUSH_SECONDS = 0.1
+_CLOSE_SECONDS = 2.0
 _MAX_LINES = 50_000
 _SHOWN_CHARACTERS = 200
 
@@ -18,37 +26,72 @@ class RequestLog:
     """Collects one JSON object a line, and writes them in batches off the event loop.
 
     What is not known of a request is left out. When the reader of the stream stalls, lines beyond
-    `_MAX_LINES` are dropped and their number is written once it reads again.
+    `_MAX_LINES` are dropped and their number is written once it reads again. When it is gone,
+    lines are lost. `stream` is best without a buffer: at exit, Python waits for a buffer's lock.
     """
 
-    def __init__(self, stream: BinaryIO, clock: Clock) -> None:
+    def __init__(
+        self,
+        stream: BinaryIO | io.RawIOBase,
+        clock: Clock,
+        *,
+        close_seconds: float = _CLOSE_SECONDS,
+    ) -> None:
         self._stream = stream
         self._clock = clock
+        self._close_seconds = close_seconds
+        self._writing = threading.Lock()
+        self._works = True
         self._lines: list[bytes] = []
         self._dropped = 0
 
     async def run(self) -> None:
-        """Write what has collected, again and again; cancel to stop, then call `flush`."""
+        """Write what has collected, again and again; cancel to stop, then call `close`."""
         while True:
             await self._clock.sleep(_FLUSH_SECONDS)
-            await asyncio.to_thread(self.flush)
+            if self._lines or self._dropped:
+                await _in_daemon_thread(self.flush)
+
+    async def close(self) -> None:
+        """Write what is left; a reader that stalls holds this up for `close_seconds` only."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._close_seconds):
+                await _in_daemon_thread(self.flush)
 
     def flush(self) -> None:
         """Write what has collected; blocks while the stream does."""
-        lines, self._lines = self._lines, []
-        dropped, self._dropped = self._dropped, 0
-        if dropped:
-            lines.append(_line({"event": "log-lines-dropped", "count": dropped}))
-        if lines:
-            self._stream.write(b"".join(lines))
-            self._stream.flush()
+        with self._writing:
+            lines, self._lines = self._lines, []
+            dropped, self._dropped = self._dropped, 0
+            if dropped:
+                lines.append(_line({"event": "log-lines-dropped", "count": dropped}))
+            if not lines:
+                return
+            try:
+                self._write(b"".join(lines))
+            except (OSError, ValueError) as error:  # ValueError: the stream was closed
+                if self._works:
+                    log.warning("the request log can't be written: %s", error)
+                self._works = False
+            else:
+                self._works = True
+
+    def _write(self, text: bytes) -> None:
+        left = memoryview(text)
+        while left:
+            # None: a stream that does not block took nothing.
+            left = left[self._stream.write(left) or 0 :]
+        self._stream.flush()
 
     def told(self, outcome: Outcome) -> None:
         """Collect the line for one request."""
         if len(self._lines) >= _MAX_LINES:
             self._dropped += 1
             return
-        self._lines.append(_line(self._members(outcome)))
+        line = _line(
+            self._members(outcome)
+        )  # first: meanwhile the lines may be taken to be written
+        self._lines.append(line)
 
     def _members(self, outcome: Outcome) -> dict[str, JsonValue]:
         members: dict[str, JsonValue] = {
@@ -79,6 +122,22 @@ class RequestLog:
         if not outcome.complete:
             members["complete"] = False
         return members
+
+
+async def _in_daemon_thread(work: Callable[[], None]) -> None:
+    """Like `asyncio.to_thread`, but the process can end while `work` still blocks."""
+    loop = asyncio.get_running_loop()
+    done = asyncio.Event()
+
+    def run() -> None:
+        try:
+            work()
+        finally:
+            with contextlib.suppress(RuntimeError):  # the loop ended first; nobody waits
+                loop.call_soon_threadsafe(done.set)
+
+    threading.Thread(target=run, name="request-log", daemon=True).start()
+    await done.wait()
 
 
 def _printable(text: str) -> str:

@@ -1,11 +1,13 @@
 """One proxy: its parts, from start to stop, and the configuration in force."""
 
 import asyncio
+import io
 import logging
 import sys
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from prometheus_client.metrics_core import Metric
 
@@ -72,7 +74,7 @@ class Runtime:
         self._request_log: RequestLog | None = None
         observers: list[Observer] = [self.metrics]
         if settings.server.access_log:
-            self._request_log = RequestLog(sys.stdout.buffer, self.clock)
+            self._request_log = RequestLog(_standard_output(), self.clock)
             observers.append(self._request_log)
         self._observer = _Observers(tuple(observers))
         self._writes: WriteBehind | None = None
@@ -131,7 +133,7 @@ class Runtime:
             await self._forwarder.aclose()
         await self._store.close()
         if self._request_log is not None:
-            self._request_log.flush()
+            await self._request_log.close()
 
     async def store_reports(self) -> list[StoreReport]:
         """The state of each tier."""
@@ -183,3 +185,10 @@ async def _stats(tier: Store) -> StoreStats:
         return await tier.stats()
     except StoreUnavailable:
         return StoreStats()
+
+
+def _standard_output() -> BinaryIO | io.RawIOBase:
+    """Without its buffer where it has one; text that was printed before goes out first."""
+    sys.stdout.flush()
+    buffered: BinaryIO = sys.stdout.buffer
+    return buffered.raw if isinstance(buffered, io.BufferedWriter) else buffered
