@@ -42,8 +42,9 @@ GOAL_NAME = "hot"
 GOAL_RATIO = 3.0
 KEYS = 512
 CHAT = "/v1/chat/completions"
-# Above this share of other outcomes a side does not measure what it says.
-STRAY_SHARE = 0.001
+# Above this share of other outcomes a side does not measure what it says. There are some on a busy
+# machine: a look-up in Redis that takes 50 ms is a miss.
+STRAY_SHARE = 0.01
 # The hot path counts no duration; the ordinary path takes tens of microseconds.
 HOT_SECONDS = 1e-6
 # Below this share of the core that is the limit, a run was disturbed.
