@@ -101,7 +101,7 @@ class HotTable:
         if request is None or repeatable is None or not isinstance(answer.body, bytes):
             return
         headers: Headers = scope["headers"]
-        if scope["http_version"] != "1.1" or any(name in _UNREPEATABLE for name, _ in headers):
+        if scope["http_version"] != "1.1" or any(_is_unrepeatable(*pair) for pair in headers):
             return
         if snapshot is not self._runtime.snapshot:
             return
@@ -206,6 +206,13 @@ class ProxyProtocol(HttpToolsProtocol):
 def hot_protocol(table: HotTable | None) -> type[ProxyProtocol]:
     """The protocol class for one server; None is the same without a hot path."""
     return type("HotProtocol", (ProxyProtocol,), {"table": table})
+
+
+def _is_unrepeatable(name: bytes, value: bytes) -> bool:
+    # What most clients say on every request, and what HTTP/1.1 takes for granted.
+    if name == b"connection" and value.lower() == b"keep-alive":
+        return False
+    return name in _UNREPEATABLE
 
 
 def _lines(headers: Headers) -> bytes:

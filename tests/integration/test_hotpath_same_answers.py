@@ -74,7 +74,8 @@ CASES = {
     ),
     "chunked": Case(PLAIN, chunked_request()),
     "no-store": Case(PLAIN, request("cache-control: no-store")),
-    "connection-named": Case(PLAIN, request("connection: keep-alive")),
+    "connection-kept": Case(PLAIN, request("connection: keep-alive")),
+    "connection-named": Case(PLAIN, request("connection: keep-alive, x-some")),
     "blank-line-first": Case(PLAIN, b"\r\n" + request()),
     "blank-line-after": Case(PLAIN, request() + b"\r\n"),
 }
