@@ -79,6 +79,8 @@ class Runtime:
         self._observer = _Observers(tuple(observers))
         self._writes: WriteBehind | None = None
         self._entries: Entries | None = None
+        # Open ones: that of the settings in force, and those that requests still hold on to.
+        self._forwarders: set[UpstreamSet] = set()
         self._forwarder: UpstreamSet | None = None
         self._snapshot: Snapshot | None = None
         self._reports: list[StoreReport] = []
@@ -129,8 +131,8 @@ class Runtime:
         if self._writes is not None and not await self._writes.drain(grace):
             log.warning("%d entries were not written before the stop", len(self._writes))
         await self._background.cancel()
-        if self._forwarder is not None:
-            await self._forwarder.aclose()
+        for forwarder in tuple(self._forwarders):
+            await self._close(forwarder)
         await self._store.close()
         if self._request_log is not None:
             await self._request_log.close()
@@ -152,6 +154,7 @@ class Runtime:
             loop = asyncio.get_running_loop()
             weakref.finalize(self._snapshot, self._close_later, loop, self._forwarder)
         self._forwarder = build_forwarder(settings, self.clock, self.metrics)
+        self._forwarders.add(self._forwarder)
         self._snapshot = Snapshot(
             service=CacheService(
                 build_policy(settings), self._entries, self._forwarder, self.clock, self._observer
@@ -166,8 +169,13 @@ class Runtime:
         # The last reference may go in another thread.
         if not loop.is_closed():
             loop.call_soon_threadsafe(
-                lambda: self._background.start(forwarder.aclose(), name="close-upstreams")
+                lambda: self._background.start(self._close(forwarder), name="close-upstreams")
             )
+
+    async def _close(self, forwarder: UpstreamSet) -> None:
+        if forwarder in self._forwarders:
+            self._forwarders.discard(forwarder)
+            await forwarder.aclose()
 
     def _scraped(self) -> Iterable[Metric]:
         yield from store_metrics(self._reports)
