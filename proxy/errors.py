@@ -5,6 +5,7 @@ ProxyError
 │   ├── MalformedBody            400  not JSON, not an object, a member of a wrong type, too deep
 │   ├── UnsupportedBody          415  a content type or coding that the endpoint does not take
 │   ├── BodyTooLarge             413
+│   ├── HeadTooLarge             431
 │   ├── UnknownModel             404  the model list is closed and does not name this model
 │   ├── UnknownRoute             404
 │   └── NotAuthenticated         401  no, or no known, client credential or admin key
@@ -82,6 +83,13 @@ class BodyTooLarge(RequestError):
 
     status = 413
     code = "request_too_large"
+
+
+class HeadTooLarge(RequestError):
+    """The request line and headers are longer than any client's."""
+
+    status = 431
+    code = "headers_too_large"
 
 
 class UnknownModel(RequestError):

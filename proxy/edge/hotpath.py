@@ -20,19 +20,14 @@ import weakref
 from dataclasses import dataclass
 from typing import Final
 
-import orjson
-from uvicorn.protocols.http.httptools_impl import (
-    STATUS_LINE,
-    HttpToolsProtocol,
-    RequestResponseCycle,
-)
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from proxy.core.cache_status import outcome_headers
 from proxy.core.freshness import age_seconds, is_fresh, remaining_seconds
 from proxy.core.wire import Headers
 from proxy.edge.asgi import Scope
+from proxy.edge.http_protocol import BoundedProtocol
 from proxy.engine.base import Answer, Repeatable
-from proxy.errors import RequestError
 from proxy.runtime import Runtime, Snapshot
 
 # Where the protocol leaves the bytes of a request for the edge, in the ASGI scope.
@@ -137,8 +132,8 @@ class HotTable:
             self._bytes -= _size(request, hot)
 
 
-class ProxyProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol with the table in front, and errors in the OpenAI envelope."""
+class ProxyProtocol(BoundedProtocol):
+    """The HTTP protocol with the table in front."""
 
     table: HotTable | None = None
     _messages = 0
@@ -174,14 +169,6 @@ class ProxyProtocol(HttpToolsProtocol):
         """A request's last byte was parsed."""
         self._in_message = False
         super().on_message_complete()
-
-    def send_400_response(self, msg: str) -> None:
-        """What is no HTTP gets its answer in the envelope as well."""
-        body = orjson.dumps(RequestError(msg, code="invalid_http").envelope())
-        head = _lines(((b"content-type", b"application/json"), (b"connection", b"close")))
-        length = b"content-length: %d\r\n\r\n" % len(body)
-        self.transport.write(STATUS_LINE[400] + head + length + body)
-        self.transport.close()
 
     def _keep_alive(self) -> None:
         # The timer of an idle connection is not set anew with each hit: it looks when it runs out.
