@@ -41,6 +41,10 @@ class Entries:
         except EntryUnreadable:
             return None  # `get` meets it too: it deletes and counts it, once
 
+    def is_stored(self, key: str) -> bool:
+        """False while an entry is only on its way: the store may lose it, or keep it elsewhere."""
+        return self._writes.pending(key) is None or self._store.get_now(key) is not None
+
     async def get(self, key: str) -> Entry | MissReason:
         """The entry under `key`, or why it can't be had; never raises for a failing store."""
         if (entry := self._writes.pending(key)) is not None:

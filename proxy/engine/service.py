@@ -199,7 +199,7 @@ class CacheService:
             hit.entry,
             rendered,
             outcome,
-            repeats=not plan.renews_ids,
+            repeats=not plan.renews_ids and self._entries.is_stored(self.store_key(hit.key)),
             with_key=self._shows_key(call),
         )
 
