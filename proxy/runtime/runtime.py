@@ -68,6 +68,7 @@ class Runtime:
         self.request_ids = RequestIds()
         self.metrics = Metrics(prices(settings))
         self._settings = settings
+        self._latest = settings
         self._background = TaskGroup()
         self._tiers: list[Store] = build_tiers(settings, self.clock)
         self._store = combine(self._tiers)
@@ -111,7 +112,7 @@ class Runtime:
         if self._request_log is not None:
             self._background.start(self._request_log.run(), name="request-log")
         self.metrics.add_collector(self._scraped)
-        self._put_in_force(self._settings)
+        self._put_in_force(self._latest)
         self.serving = True
 
     def reload(self, settings: Settings) -> None:
@@ -120,7 +121,9 @@ class Runtime:
         for section in _FIXED_SECTIONS:
             if getattr(settings, section) != getattr(self._settings, section):
                 log.warning("the changes under %r take effect at the next start", section)
-        self._put_in_force(settings)
+        self._latest = settings
+        if self._entries is not None:  # else the start puts them in force
+            self._put_in_force(settings)
         log.info("settings reloaded")
 
     async def stop(self) -> None:
