@@ -1,4 +1,4 @@
-"""Which response headers an entry keeps, and which a forwarded answer may not carry (B11)."""
+"""What is read of an upstream's headers: those to keep, to replace, and to tell (B11)."""
 
 from proxy.core.wire import Headers
 
@@ -6,6 +6,8 @@ _KEPT = frozenset({b"content-type"})
 _KEPT_PREFIX = b"openai-"
 # Ours to set on a cached endpoint: an upstream's own would say something about another cache.
 _REPLACED = frozenset({b"x-cache", b"x-cache-rule", b"age"})
+# A log line must not take any length.
+_SHOWN_BYTES = 200
 
 
 def stored_headers(headers: Headers) -> Headers:
@@ -23,3 +25,11 @@ def stored_headers(headers: Headers) -> Headers:
 def forwarded_headers(headers: Headers) -> list[tuple[bytes, bytes]]:
     """An upstream's headers without those that tell of a cache, which are set anew."""
     return [pair for pair in headers if pair[0].lower() not in _REPLACED]
+
+
+def shown_request_id(headers: Headers) -> str | None:
+    """The upstream's own request id, cut: the client sees it, so the log has to say the same."""
+    for name, value in headers:
+        if name.lower() == b"x-request-id":
+            return value[:_SHOWN_BYTES].decode("latin-1")
+    return None

@@ -3,11 +3,13 @@
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from fastapi import FastAPI
 
 from proxy import __version__
 from proxy.clock import Clock
+from proxy.core.wire import Endpoint
 from proxy.edge.admin import admin_routes
 from proxy.edge.asgi import Message, Receive, Scope, Send
 from proxy.edge.errors import install_error_shape, internal_error
@@ -51,14 +53,19 @@ class Edge:
         except Exception:
             # Boundary: a fault of this program must not show its inside to a client.
             log.exception("a request failed unexpectedly")
-            if not started.started:
-                request_id = self.runtime.request_ids.next()
-                name = endpoint.value if endpoint is not None else ENDPOINT
-                answer, outcome = early_error(
-                    internal_error(), endpoint=name, request_id=request_id
-                )
-                self.runtime.snapshot.observer.told(outcome)
-                await send_answer(answer, send)
+            await self._failed(endpoint, started)
+
+    async def _failed(self, endpoint: Endpoint | None, send: "_StartWatch") -> None:
+        """Tell a fault, and answer for it where no answer has begun."""
+        begun = send.started
+        if begun and endpoint is not None:
+            return  # the engine tells what it has begun
+        name = endpoint.value if endpoint is not None else ENDPOINT
+        request_id = self.runtime.request_ids.next()
+        answer, outcome = early_error(internal_error(), endpoint=name, request_id=request_id)
+        self.runtime.snapshot.observer.told(replace(outcome, complete=not begun))
+        if not begun:
+            await send_answer(answer, send)
 
 
 class _StartWatch:

@@ -1,5 +1,6 @@
 """The cached endpoints, on a path without frameworks: read, ask the engine, send."""
 
+from proxy.core.outcome import CLIENT_GONE, Outcome, XCache
 from proxy.core.wire import Endpoint, Headers, header
 from proxy.edge.asgi import ClientGone, Receive, Scope, Send, headers_of, read_body
 from proxy.edge.disconnect import disconnected, while_connected
@@ -33,6 +34,15 @@ class CachedEndpoint:
         try:
             begun = await self._begin(snapshot, endpoint, scope, receive, request_id)
         except ClientGone:
+            gone = Outcome(
+                x_cache=XCache.ERROR,
+                endpoint=endpoint.value,
+                status=CLIENT_GONE,
+                detail="client-gone",
+                request_id=request_id,
+                complete=False,
+            )
+            snapshot.observer.told(gone)
             return
         except ProxyError as error:
             answer, outcome = early_error(error, endpoint=endpoint.value, request_id=request_id)

@@ -1,10 +1,12 @@
 """Everything else under `/v1`: passed on as it comes, in both directions, unread."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from urllib.parse import unquote
 
 from proxy.core.outcome import CLIENT_GONE, BypassReason, Forwarded, Outcome, XCache
+from proxy.core.stored_headers import shown_request_id
 from proxy.edge.asgi import ClientGone, Receive, Scope, Send, has_body, headers_of
 from proxy.edge.disconnect import Upload, disconnected, while_connected
 from proxy.edge.responses import early_error, send_answer, send_stream
@@ -55,7 +57,7 @@ class PassThrough:
         started = self._runtime.clock.monotonic()
         request_id = self._runtime.request_ids.next()
         # What is told if the client goes away first, in whatever state.
-        outcome = Outcome(
+        gone = Outcome(
             x_cache=XCache.BYPASS,
             endpoint=ENDPOINT,
             status=CLIENT_GONE,
@@ -63,19 +65,26 @@ class PassThrough:
             request_id=request_id,
             complete=False,
         )
-        try:
-            outcome = await self._passed(snapshot, outgoing, send, outcome)
-        except ClientGone:
-            pass
-        except ProxyError as error:
-            answer, outcome = early_error(error, endpoint=ENDPOINT, request_id=request_id)
-            await send_answer(answer, send)
-        finally:
+
+        def tell(outcome: Outcome) -> None:
             duration = self._runtime.clock.monotonic() - started
             snapshot.observer.told(replace(outcome, duration_seconds=duration))
 
+        # A fault of this program is not told here: who answers for it tells it.
+        try:
+            tell(await self._passed(snapshot, outgoing, send, gone))
+        except ClientGone:
+            tell(gone)
+        except asyncio.CancelledError:
+            tell(gone)
+            raise
+        except ProxyError as error:
+            answer, outcome = early_error(error, endpoint=ENDPOINT, request_id=request_id)
+            tell(outcome)
+            await send_answer(answer, send)
+
     async def _passed(
-        self, snapshot: Snapshot, outgoing: Outgoing, send: Send, outcome: Outcome
+        self, snapshot: Snapshot, outgoing: Outgoing, send: Send, gone: Outcome
     ) -> Outcome:
         identity = snapshot.access.identify(outgoing.headers)
         refuse_dot_segments(outgoing.path)
@@ -84,12 +93,13 @@ class PassThrough:
         headers = list(response.headers)
         complete = await send_stream(response.status, headers, RawBody(response), send)
         return replace(
-            outcome,
+            gone,
             status=response.status,
             forwarded=Forwarded.BYPASS,
             forward_status=response.status,
             upstream=exchange.upstream,
             client=identity.client,
+            request_id=shown_request_id(response.headers) or gone.request_id,
             complete=complete,
         )
 

@@ -7,6 +7,7 @@ from proxy.core.entry import Usage
 from proxy.core.outcome import MissReason, Outcome
 from proxy.core.recording import NotStored, Recording
 from proxy.core.rules import DEFAULT_FINISH_REASONS
+from proxy.core.stored_headers import shown_request_id
 from proxy.engine.base import Observer
 from proxy.engine.entries import Entries
 from proxy.engine.plan import Plan
@@ -15,7 +16,6 @@ from proxy.upstream.base import Exchange
 
 # What is held of an answer that can't become an entry, to read its usage.
 _UNRECORDED_BYTES = 1024 * 1024
-_LONGEST_ID = 200
 # With these the look-up found nothing that could still be served.
 _NO_FRESH_ENTRY = frozenset({MissReason.ABSENT, MissReason.EXPIRED, MissReason.UNREADABLE})
 
@@ -51,7 +51,7 @@ class Settlement:
             status=exchange.response.status,
             forward_status=exchange.response.status,
             upstream=exchange.upstream,
-            request_id=_request_id(exchange) or outcome.request_id,
+            request_id=shown_request_id(exchange.response.headers) or outcome.request_id,
             not_stored=self._refusal.value if self._refusal is not None else None,
         )
 
@@ -105,11 +105,3 @@ class Settlement:
         self.outcome = replace(self.outcome, ttl_seconds=entry.fresh_until - now)
         replaces = self.outcome.detail not in _NO_FRESH_ENTRY
         return None if self._entries.put(entry, replaces=replaces) else NotStored.QUEUE_FULL
-
-
-def _request_id(exchange: Exchange) -> str | None:
-    """The upstream's own request id: the client sees it, so the log has to say the same."""
-    for name, value in exchange.response.headers:
-        if name.lower() == b"x-request-id" and len(value) <= _LONGEST_ID and value.isascii():
-            return value.decode("ascii")
-    return None

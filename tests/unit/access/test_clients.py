@@ -84,6 +84,12 @@ def test_B70_where_keys_are_asked_for_the_client_s_own_credential_scopes_nothing
     assert KEYED.identify((bearer("mp-ann"),)).credential is None
 
 
+@pytest.mark.parametrize("shown", [b"Bearer ", b""])
+def test_B71_who_shows_no_key_hears_how_to(shown: bytes) -> None:
+    with pytest.raises(NotAuthenticated, match="No API key was given"):
+        KEYED.identify(((b"authorization", shown),))
+
+
 def test_proxy_key_of_nothing() -> None:
     assert proxy_key(((b"accept", b"*/*"),)) is None
 

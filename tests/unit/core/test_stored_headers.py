@@ -2,7 +2,7 @@
 
 import pytest
 
-from proxy.core.stored_headers import forwarded_headers, stored_headers
+from proxy.core.stored_headers import forwarded_headers, shown_request_id, stored_headers
 
 
 @pytest.mark.parametrize(
@@ -57,3 +57,20 @@ def test_B65_all_else_is_passed_on_as_it_came() -> None:
     )
 
     assert forwarded_headers(given) == list(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ((), None),
+        (((b"request-id", b"r"),), None),
+        (((b"x-request-id", b"r"),), "r"),
+        (((b"X-Request-ID", b"r"), (b"x-request-id", b"s")), "r"),
+        (((b"x-request-id", b"\xe9"),), "é"),
+        (((b"x-request-id", b"r" * 300),), "r" * 200),
+    ],
+)
+def test_B17_the_request_id_that_a_client_sees(
+    given: tuple[tuple[bytes, bytes], ...], shown: str | None
+) -> None:
+    assert shown_request_id(given) == shown
