@@ -8,6 +8,7 @@ ProxyError
 │   ├── HeadTooLarge             431
 │   ├── UnknownModel             404  the model list is closed and does not name this model
 │   ├── UnknownRoute             404
+│   ├── MethodNotAllowed         405  the path is known, the method is not
 │   └── NotAuthenticated         401  no, or no known, client credential or admin key
 ├── NotCached                    504  `only-if-cached` and no entry
 ├── UpstreamError                502  the upstream gave no usable answer
@@ -104,6 +105,13 @@ class UnknownRoute(RequestError):
 
     status = 404
     code = "unknown_url"
+
+
+class MethodNotAllowed(RequestError):
+    """The path is known, the method is not."""
+
+    status = 405
+    code = "method_not_allowed"
 
 
 class NotAuthenticated(RequestError):

@@ -6,14 +6,7 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
-from proxy.errors import ProxyError, RequestError, UnknownRoute
-
-
-class MethodNotAllowed(RequestError):
-    """The path is known, the method is not."""
-
-    status = 405
-    code = "method_not_allowed"
+from proxy.errors import MethodNotAllowed, ProxyError, UnknownRoute
 
 
 def internal_error() -> ProxyError:
