@@ -243,6 +243,7 @@ class _Response:
         connection = self._response.connection
         if connection is not None and connection.protocol is not None:
             connection.protocol.abort()
+        self._leave()  # also if its reader, who waits for a client, never comes back
 
 
 def _socket(address: Any) -> socket.socket:

@@ -132,6 +132,9 @@ class _Response:
         self._leave = leave
         self.status = response.status_code
         self.headers = end_to_end(response.headers.raw)
+        # Its reader, who waits for a client, may never come back.
+        loop = asyncio.get_running_loop()
+        self._expiry = None if deadline is None else loop.call_at(deadline, leave)
 
     async def aiter_raw(self) -> AsyncIterator[bytes]:
         """The body as it arrives. Raises `UpstreamError` if it ends before its end."""
@@ -157,6 +160,8 @@ class _Response:
     async def aclose(self) -> None:
         """Back to the pool if the body was read whole, else closed at once."""
         self._leave()
+        if self._expiry is not None:
+            self._expiry.cancel()
         stream = self._response.stream
         assert isinstance(stream, httpx.AsyncByteStream)
         await stream.aclose()

@@ -828,6 +828,20 @@ async def test_B68_a_failed_request_leaves_its_place(opened: Opener) -> None:
             assert await whole(await transport.send(post(server.root))) == b"{}"
 
 
+async def test_B68_an_answer_that_took_too_long_leaves_its_place_read_or_not(
+    opened: Opener,
+) -> None:
+    async with (
+        Server(_trickles) as server,
+        opened(server.root, max_connections=1) as transport,
+    ):
+        unread = await transport.send(replace(post(server.root), budget_seconds=0.1))
+        async with asyncio.timeout(SOON):
+            second = await transport.send(post(server.root))
+        await second.aclose()
+        await unread.aclose()
+
+
 async def test_B68_a_cancelled_wait_in_line_leaves_the_place(opened: Opener) -> None:
     async with (
         Server(answering(OK)) as server,
