@@ -115,6 +115,24 @@ def test_B60_a_pass_through_that_ends_well_is_told_as_complete(ask: NewAsker) ->
     assert incomplete(running, "other") == 0
 
 
+def test_B60_a_pass_through_that_breaks_off_upstream_is_told_as_incomplete(
+    ask: NewAsker, site: Site
+) -> None:
+    running = ask()
+    site.standin.app.script(Script(split_bytes=10, hold="cut", hold_after=1, close_after=1))
+
+    with Wire(running.proxy.url) as wire:
+        wire.request("GET", "/v1/models", headers=key_of(running))
+        site.standin.app.wait_for_requests(1)[0].holding.wait()
+        wire.read_until(b"\r\n\r\n")
+        site.standin.app.gate("cut").set()
+        wire.read_all()
+
+    assert (wire.status, wire.ended) == (200, True)
+    eventually(lambda: incomplete(running, "other") == 1)
+    assert requests_told(running, "other") == {"bypass": 1}
+
+
 def without_id(status: int = 200) -> Script:
     """An answer of an upstream that gives its answers no ids."""
     body = orjson.dumps({"choices": [{"index": 0, "finish_reason": "stop", "message": {}}]})
