@@ -19,8 +19,8 @@ def health_routes(runtime: Runtime) -> APIRouter:
     async def readyz() -> Response:
         """Ready to serve; a store that is down costs misses, so it is told but does not count."""
         stores = {
-            report.name: "up" if report.available else "down"
-            for report in await runtime.store_reports()
+            name: "up" if available else "down"
+            for name, available in runtime.store_states().items()
         }
         ready = runtime.serving
         return JSONResponse(

@@ -45,7 +45,7 @@ def cacheable_request(call: Call, forwarder: Forwarder) -> tuple[CacheableReques
     """
     body = parse_body(call.body)
     check_fields(call.endpoint, body.fields)
-    chain = forwarder.resolve(model_name(body.fields))
+    chain = forwarder.resolve(model_name(body.fields) or "")
     uses_own = forwarder.uses_client_credentials(chain)
     scope = _scope(
         call.identity.tenant,

@@ -93,15 +93,18 @@ class CacheService:
 
     async def finish(self, plan: Plan) -> Answer:
         """The answer to a planned call; a proxy error becomes its envelope."""
+        decision: Decision | None = None
         try:
-            return await self._answer(plan, await self._decide(plan))
+            decision = await self._decide(plan)
+            return await self._answer(plan, decision)
         except asyncio.CancelledError:
             gone = self._outcome(plan, XCache.ERROR, status=CLIENT_GONE, detail="client-gone")
             self._observer.told(replace(gone, complete=False))
             raise
         except ProxyError as error:
+            went = decision.forwarded if isinstance(decision, Forward | Bypass) else None
             outcome = self._outcome(
-                plan, XCache.ERROR, status=error.status, detail=error.error_code
+                plan, XCache.ERROR, status=error.status, forwarded=went, detail=error.error_code
             )
             self._observer.told(outcome)
             return error_answer(error, outcome, with_key=self._shows_key(plan.call))

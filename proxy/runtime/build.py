@@ -65,6 +65,7 @@ def _redis(redis: RedisSettings, clock: Clock) -> Store:
         timeout_seconds=redis.timeout_seconds,
         write_timeout_seconds=redis.write_timeout_seconds,
         max_connections=redis.max_connections,
+        max_value_bytes=redis.max_value_bytes,
         failure_threshold=redis.failure_threshold,
         retry_seconds=redis.retry_seconds,
         ca_file=str(redis.ca_file) if redis.ca_file is not None else None,

@@ -41,6 +41,8 @@ log = logging.getLogger("magic_proxy")
 
 # What a reload can't change, because it is held for the life of the process.
 _FIXED_SECTIONS = ("server", "store", "prices")
+# What requests that were cancelled, and writes that are queued, get at the stop.
+_LAST_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +129,11 @@ class Runtime:
         log.info("settings reloaded")
 
     async def stop(self) -> None:
-        """Finish what is under way within the grace time, write what is queued, and let go."""
+        """Write what is queued, within a few seconds, and let go of everything."""
         self.serving = False
-        grace = self._settings.server.shutdown_grace_seconds
-        await self.tasks.drain(grace)
-        if self._writes is not None and not await self._writes.drain(grace):
+        # The server has given answers under way their grace time before it calls this.
+        await self.tasks.drain(_LAST_SECONDS)
+        if self._writes is not None and not await self._writes.drain(_LAST_SECONDS):
             log.warning("%d entries were not written before the stop", len(self._writes))
         await self._background.cancel()
         for forwarder in tuple(self._forwarders):
@@ -143,6 +145,10 @@ class Runtime:
     async def store_reports(self) -> list[StoreReport]:
         """The state of each tier."""
         return [StoreReport(tier.name, tier.available, await _stats(tier)) for tier in self._tiers]
+
+    def store_states(self) -> dict[str, bool]:
+        """Which tiers answer, as far as is known without asking them."""
+        return {tier.name: tier.available for tier in self._tiers}
 
     async def exposition(self) -> bytes:
         """The metrics, with what the tiers hold now."""
@@ -156,7 +162,10 @@ class Runtime:
             # connections can be closed.
             loop = asyncio.get_running_loop()
             weakref.finalize(self._snapshot, self._close_later, loop, self._forwarder)
-        self._forwarder = build_forwarder(settings, self.clock, self.metrics)
+        forwarder = build_forwarder(settings, self.clock, self.metrics)
+        if self._forwarder is not None:
+            forwarder.take_over(self._forwarder)
+        self._forwarder = forwarder
         self._forwarders.add(self._forwarder)
         self._snapshot = Snapshot(
             service=CacheService(

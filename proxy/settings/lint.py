@@ -119,6 +119,7 @@ def _models(settings: Settings) -> Iterator[Remark]:
                 f"names no upstream, so the first one answers, `{settings.main_upstream}`: say "
                 "`upstream`, or set `default_upstream`",
             )
+    yield from _credentials_to_fallbacks(settings)
     if settings.unlisted_models is UnlistedModels.REFUSE and not settings.models:
         yield Remark(
             Severity.WARNING,
@@ -126,3 +127,21 @@ def _models(settings: Settings) -> Iterator[Remark]:
             ("unlisted_models",),
             "no model is listed, so every request with a model name is refused",
         )
+
+
+def _credentials_to_fallbacks(settings: Settings) -> Iterator[Remark]:
+    """Chains along which a client's own credential reaches an upstream that it is not for."""
+    if settings.clients is not None and settings.clients != OPEN:
+        return
+    for name, model in settings.models.items():
+        first = model.upstream or settings.main_upstream
+        for place, fallback in enumerate(model.fallbacks):
+            other = settings.models[fallback].upstream or settings.main_upstream
+            if other != first and not settings.upstreams[other].api_keys:
+                yield Remark(
+                    Severity.WARNING,
+                    Code.CREDENTIAL_TO_FALLBACK,
+                    ("models", name, "fallbacks", place),
+                    f"when `{first}` fails, the client's own key is sent to `{other}`: give that "
+                    "upstream `api_keys`, or list `clients`",
+                )

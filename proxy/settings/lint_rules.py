@@ -39,6 +39,7 @@ class Code(StrEnum):
     UNUSED_UPSTREAM = "unused-upstream"  # nothing is sent there
     OPEN_KEY_POOL = "open-key-pool"  # anybody spends the keys
     UNVERIFIED_TLS = "unverified-tls"  # certificates are not checked
+    CREDENTIAL_TO_FALLBACK = "credential-to-fallback"  # a client's key goes to another provider
     KEYS_IN_CLEAR = "keys-in-clear"  # keys over plain HTTP
 
 

@@ -97,6 +97,11 @@ class RedisSettings(Section):
         description="Longest wait for a look-up, whole batches included; then it's a miss.",
     )
     write_timeout_seconds: Wait = Field(default=1.0, description="Longest wait for a write.")
+    max_value_bytes: Bytes = Field(
+        default=1024 * 1024,
+        description="Largest entry kept there, as stored (compressed): a larger one could not be "
+        "read within `timeout_seconds`.",
+    )
     max_connections: Positive = Field(default=16, description="Most connections of one worker.")
     failure_threshold: Positive = Field(
         default=3, description="Failures in a row after which Redis is left alone for a while."

@@ -54,8 +54,10 @@ class RedisStore:
         failure_threshold: int = 3,
         retry_seconds: float = 1.0,
         ca_file: str | None = None,
+        max_value_bytes: int = 1024 * 1024,
     ) -> None:
         self._clock = clock
+        self._max_value_bytes = max_value_bytes
         self._timeout_seconds = timeout_seconds
         self._write_timeout_seconds = write_timeout_seconds
         self._link = RedisLink(
@@ -90,12 +92,17 @@ class RedisStore:
 
     async def put_many(self, puts: Sequence[Put]) -> None:
         for batch in _batches(puts):
-            commands: list[Command] = [
-                ("SET", put.key, put.value, "PXAT", _milliseconds(put.expires_at)) for put in batch
-            ]
+            commands = [self._write(put) for put in batch]
             replies = await self._ask(commands, self._write_timeout_seconds)
             self._written(replies)
-            self._checked(replies, lambda replies: all(reply == b"OK" for reply in replies))
+            for command, reply in zip(commands, replies, strict=True):
+                self._checked(reply, _is_stored if command[0] == "SET" else _is_number)
+
+    def _write(self, put: Put) -> Command:
+        if len(put.value) > self._max_value_bytes:
+            # It could not be read in time, nor could what is read beside it. What it replaces goes.
+            return ("UNLINK", put.key)
+        return ("SET", put.key, put.value, "PXAT", _milliseconds(put.expires_at))
 
     async def delete_many(self, keys: Sequence[str]) -> int:
         removed = 0
@@ -247,6 +254,10 @@ def _says_no_writes(refusal: ResponseError) -> bool:
 def _milliseconds(expires_at: float) -> int:
     # Redis takes no time before 1 and none beyond 63 bits.
     return int(min(max(expires_at, 0.001), 1e12) * 1000)
+
+
+def _is_stored(reply: object) -> bool:
+    return reply == b"OK"
 
 
 def _batches(puts: Sequence[Put]) -> Iterator[list[Put]]:

@@ -40,6 +40,13 @@ class UpstreamSet:
             for config in configs
         }
 
+    def take_over(self, other: "UpstreamSet") -> None:
+        """Go on with what `other` has learned of the keys of upstreams that both have."""
+        for name, upstream in self._upstreams.items():
+            before = other._upstreams.get(name)  # noqa: SLF001  # its own kind
+            if upstream.pool is not None and before is not None and before.pool is not None:
+                upstream.pool.take_over(before.pool)
+
     def resolve(self, model: str | None) -> Chain:
         """The chain for a client's model name. Raises `UnknownModel`."""
         return self._router.resolve(model)

@@ -107,6 +107,14 @@ class KeyPool:
     def __len__(self) -> int:
         return len(self._keys)
 
+    def take_over(self, other: "KeyPool") -> None:
+        """Go on with what `other` has learned of the keys that both have; leases stay there."""
+        known = {key.secret.value: key for key in other._keys}  # noqa: SLF001  # its own kind
+        for key in self._keys:
+            if (before := known.get(key.secret.value)) is not None:
+                key.state, key.cool_until = before.state, before.cool_until
+                key.probe_at, key.rejections = before.probe_at, before.rejections
+
     def acquire(
         self, now: float, excluded: Container[int] = (), *, may_probe: bool = True
     ) -> Lease | None:

@@ -50,7 +50,13 @@ def make(kind: str, clock: Clock, tmp_path: Path, request: pytest.FixtureRequest
             return DiskStore(path, clock=clock, max_bytes=MAX_BYTES, read_timeout_seconds=60.0)
         server: RedisServer = request.getfixturevalue("server")
         server.command("FLUSHALL")
-        return RedisStore(server.url, clock=clock, timeout_seconds=60.0, write_timeout_seconds=60.0)
+        return RedisStore(
+            server.url,
+            clock=clock,
+            timeout_seconds=60.0,
+            write_timeout_seconds=60.0,
+            max_value_bytes=16 * 1024 * 1024,
+        )
 
     tiers = [one(name) for name in kind.split("+")]
     return tiers[0] if len(tiers) == 1 else TieredStore(tiers, expires_at_of=peek_expiry)

@@ -267,3 +267,27 @@ def test_B73_a_fault_in_an_answer_that_has_begun_is_told_once(
     eventually(lambda: incomplete(running, endpoint) == 1)
     assert requests_told(running, endpoint) == {told: 1}
     assert running.stored() == 0
+
+
+def test_B12_a_failed_forward_says_why_it_was_forwarded(ask: NewAsker, site: Site) -> None:
+    running = ask()
+    site.standin.app.script(Script(close_before_answer=True), times=None)
+
+    failed = running()
+
+    assert failed.status_code == 502
+    assert failed.headers["x-cache"] == "ERROR"
+    assert "fwd=miss" in failed.headers["cache-status"]
+    assert "fwd-status" not in failed.headers["cache-status"]
+
+
+def test_B73_a_closed_list_of_models_takes_no_body_without_a_model(
+    ask: NewAsker, site: Site
+) -> None:
+    running = ask({"models": {"main": {}}, "unlisted_models": "refuse"})
+    body = {name: value for name, value in chat().items() if name != "model"}
+
+    refused = running(body)
+
+    assert refused.status_code == 404
+    assert site.standin.app.requests == []

@@ -342,6 +342,20 @@ async def test_connections_are_no_more_than_allowed(server: RedisServer) -> None
     assert store._link._open == 0
 
 
+async def test_B50_what_is_too_large_to_be_read_in_time_is_not_kept(server: RedisServer) -> None:
+    store = RedisStore(server.url, clock=SystemClock(), max_value_bytes=1000)
+    await store.open()
+    expires_at = SystemClock().wall() + 60
+    await store.put_many([Put("k", b"x" * 1000, expires_at), Put("other", b"y", expires_at)])
+    assert await get(store, "k") == b"x" * 1000
+
+    await store.put_many([Put("k", b"x" * 1001, expires_at), Put("other", b"z", expires_at)])
+
+    assert await get(store, "k") is None, "nor does the answer stay that it replaces"
+    assert await get(store, "other") == b"z"
+    await store.close()
+
+
 async def test_look_ups_of_one_turn_share_one_round_trip(
     server: RedisServer, store: RedisStore
 ) -> None:

@@ -80,6 +80,19 @@ def test_B62_a_limited_key_cools_until_its_time() -> None:
     assert {use(keys, KeyWorks(), 7.0) for _ in range(3)} == {0, 1}
 
 
+def test_B62_a_pool_made_anew_goes_on_with_what_was_learned() -> None:
+    old = pool(A, B, C)
+    use(old, KeyLimited(50.0))
+    use(old, KeyRejected("unknown"))
+
+    new = pool(C, B, A)
+    new.take_over(old)
+
+    assert states(new) == [KeyState.AVAILABLE, KeyState.RETIRED, KeyState.COOLING]
+    assert new.soonest(10.0) == 40.0
+    assert [status.in_flight for status in new.states(0.0)] == [0, 0, 0]
+
+
 def test_B62_a_limit_without_a_time_cools_for_the_settings_time() -> None:
     keys = pool(A)
     use(keys, KeyLimited(None))
