@@ -50,8 +50,7 @@ class Edge:
             else:
                 rest = path[len(API_ROOT) :].decode("latin-1")
                 await self._passthrough(rest, scope, receive, started)
-        except Exception:
-            # Boundary: a fault of this program must not show its inside to a client.
+        except Exception:  # boundary: a fault of this program must not show its inside to a client
             log.exception("a request failed unexpectedly")
             await self._failed(endpoint, started)
 

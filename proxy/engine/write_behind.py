@@ -107,8 +107,7 @@ class WriteBehind:
         except StoreUnavailable:
             # The entries are lost: that costs a miss later, where holding on would cost memory now.
             self._observer.store_failed("put")
-        except Exception:
-            # Boundary: whatever one batch stumbles over, the writer goes on with the next.
+        except Exception:  # boundary: whatever one batch stumbles over, the next is written
             log.exception("a batch of entries could not be written")
             self._observer.store_failed("put")
         finally:

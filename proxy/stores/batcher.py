@@ -81,8 +81,7 @@ class Batcher:
         except StoreUnavailable as error:
             _fail(batch, error)
             return
-        except Exception:
-            # Boundary: whatever it was, nobody may wait for an answer that will not come.
+        except Exception:  # boundary: nobody may wait for an answer that will not come
             _fail(batch, StoreUnavailable("the look-up failed"))
             raise
         at = 0

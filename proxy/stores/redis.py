@@ -161,8 +161,7 @@ class RedisStore:
                 replies = await self._link.ask(commands)
         except TimeoutError:
             raise self._failed(f"no reply within {seconds:g} s") from None
-        except Exception as error:
-            # Boundary: of what a broken server says, redis-py lets slip whatever it stumbles over.
+        except Exception as error:  # boundary: redis-py stumbles over a broken server in many ways
             raise self._failed(str(error) or type(error).__name__) from error
         return replies
 

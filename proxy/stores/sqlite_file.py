@@ -90,7 +90,7 @@ def _connect(path: Path, *, thorough: bool) -> sqlite3.Connection:
         if says_damaged(error):
             raise NotOurFile(str(error)) from error
         raise
-    except BaseException:
+    except BaseException:  # nothing may leave a connection open that nobody has
         connection.close()
         raise
     return connection

@@ -56,7 +56,7 @@ class AiohttpTransport:
         try:
             response = await self._answered(request, deadline)
             return _Response(response, self._config, deadline, leave)
-        except BaseException:
+        except BaseException:  # cancellation too: the place in the pool must come free
             leave()
             raise
 

@@ -56,7 +56,7 @@ class HttpxTransport:
             response = await self._answered(request, timeouts, deadline)
             timeouts["read"] = self._config.timeouts.between_bytes_seconds
             return _Response(response, self._config.name, deadline, leave)
-        except BaseException:
+        except BaseException:  # cancellation too: the place in the pool must come free
             leave()
             raise
 

@@ -31,7 +31,6 @@ class Upload:
             return await anext(self._source)
         except StopAsyncIteration:
             raise
-        except Exception as error:
-            # Whatever the source raises: it is kept, and raised on.
+        except Exception as error:  # whatever the source raises is kept, and raised on
             self.failure = error
             raise
