@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from proxy.cli.options import JsonOutput, settings_file
+from proxy.cli.options import CONFIG_VARIABLE, JsonOutput, settings_file
 from proxy.cli.output import fail, note, out, print_json, warn
 from proxy.errors import Mistake, SettingsError
 from proxy.runtime.certificates import check_certificates
@@ -20,7 +20,10 @@ WARNINGS = 1
 def check(
     file: Annotated[
         Path | None,
-        typer.Argument(help="Settings file; default: proxy_config.yaml here, else the defaults."),
+        typer.Argument(
+            envvar=CONFIG_VARIABLE,
+            help="Settings file; default: proxy_config.yaml here, else the defaults.",
+        ),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail on notes too.")] = False,
     as_json: JsonOutput = False,
@@ -74,6 +77,7 @@ def _report_findings(path: Path | None, findings: list[Finding], *, as_json: boo
                         "path": finding.path,
                         "file": finding.file,
                         "line": finding.line,
+                        "column": finding.column,
                     }
                     for finding in findings
                 ],

@@ -12,15 +12,16 @@ import typer
 from proxy.access.base import Identity
 from proxy.access.clients import hash_key
 from proxy.cli.options import ConfigFile, JsonOutput, settings_file, settings_or_exit
-from proxy.cli.output import fail, out, print_json
+from proxy.cli.output import fail, note, out, print_json
 from proxy.cli.rendering import print_explained
 from proxy.core.outcome import XCache
 from proxy.core.wire import Endpoint, Headers
 from proxy.engine.base import Call
 from proxy.engine.explaining import Explained
-from proxy.errors import ProxyError
+from proxy.errors import NotAuthenticated, ProxyError
 from proxy.runtime import Runtime, Settings
 from proxy.settings.models import OPEN
+from proxy.settings.store import Tier
 
 BAD_INPUT = 2
 NO_KEY = 1
@@ -60,7 +61,8 @@ def key(
 
     Exits with 0 for a key, 1 where the request has none, 2 for bad input.
     """
-    explained = _explained(request, endpoint, header or [], client, config)
+    settings = settings_or_exit(settings_file(config))
+    explained = _explained(request, endpoint, header or [], client, settings)
     derivation = explained.derivation
     if as_json:
         print_json(derivation)
@@ -87,7 +89,10 @@ def explain(
     POST /admin/explain only. Exits with 0 for a hit, 1 for a miss, 3 for a bypass, 2 for bad
     input.
     """
-    explained = _explained(request, endpoint, header or [], client, config)
+    settings = settings_or_exit(settings_file(config))
+    explained = _explained(request, endpoint, header or [], client, settings)
+    if set(settings.store.resolved_tiers) == {Tier.MEMORY}:
+        note("the store is memory alone: only POST /admin/explain knows what a running proxy holds")
     if as_json:
         print_json(explained.as_dict())
     else:
@@ -121,9 +126,8 @@ def _explained(
     endpoint: Endpoint | None,
     lines: list[str],
     client: str | None,
-    config: Path | None,
+    settings: Settings,
 ) -> Explained:
-    settings = settings_or_exit(settings_file(config))
     try:
         body = sys.stdin.buffer.read() if str(request) == "-" else request.read_bytes()
         headers = tuple(_headers(lines, settings))
@@ -163,7 +167,10 @@ def _identity(
     runtime: Runtime, settings: Settings, headers: Headers, client: str | None
 ) -> Identity:
     if client is None:
-        return runtime.snapshot.access.identify(headers)
+        try:
+            return runtime.snapshot.access.identify(headers)
+        except NotAuthenticated as error:
+            raise ValueError(f"{error} Or say `--client NAME`.") from None
     if settings.clients is not None and settings.clients != OPEN:
         for configured in settings.clients:
             if configured.name == client:

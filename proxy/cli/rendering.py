@@ -3,7 +3,6 @@
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from proxy.core.outcome import XCache
@@ -27,24 +26,28 @@ def print_explained(explained: Explained, console: Console) -> None:
     verdict = Text(explained.verdict.value, style=_COLOURS.get(explained.verdict, "red"))
     if explained.reason:
         verdict.append(f"  {explained.reason}", style="default")
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    table.add_row("would be", verdict)
-    table.add_row("endpoint", derivation["endpoint"])
-    table.add_row("model", derivation["model"])
-    table.add_row("rule", derivation["rule"] or "none matches")
-    for passed in derivation["passed_over"]:
-        table.add_row("", Text(f"not {passed['rule']}: {passed['why']}", style="dim"))
+    rows = [
+        ("would be", verdict),
+        ("endpoint", Text(derivation["endpoint"])),
+        ("model", Text(derivation["model"])),
+        ("rule", Text(derivation["rule"] or "none matches")),
+    ]
+    rows += [
+        ("", Text(f"not {passed['rule']}: {passed['why']}", style="dim"))
+        for passed in derivation["passed_over"]
+    ]
     for name, meaning in _FIELDS.items():
         if fields := derivation["fields"][name]:
-            table.add_row(Text(meaning), ", ".join(fields))
-    table.add_row("scope", derivation["scope"])
+            rows.append((meaning, Text(", ".join(fields))))
+    rows.append(("scope", Text(derivation["scope"])))
     if derivation["store_key"] is not None:
-        table.add_row("key", Text(derivation["store_key"]))
-        table.add_row("hashed", Text(derivation["canonical"]))
-    table.add_row("stored", Text(_stored(explained.stored)))
-    console.print(table)
+        rows.append(("key", Text(derivation["store_key"])))
+        rows.append(("hashed", Text(derivation["canonical"])))
+    rows.append(("stored", Text(_stored(explained.stored))))
+    width = max(len(label) for label, _ in rows) + 2
+    for label, value in rows:
+        # Each on one line, however long: keys are compared, copied, and looked for with grep.
+        console.print(Text.assemble((label.ljust(width), "bold"), value), soft_wrap=True)
 
 
 def _stored(stored: Any) -> str:

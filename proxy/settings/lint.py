@@ -28,7 +28,7 @@ class Finding:
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}:{self.column}: " if self.line else ""
-        return f"{place}{self.severity.value}: {self.path}: {self.message} [{self.code.value}]"
+        return f"{place}{self.path}: {self.message} [{self.code.value}]"
 
 
 class _Scope(StrEnum):

@@ -188,3 +188,44 @@ def test_B8_a_client_is_spoken_for_by_name(config: Path) -> None:
     assert by_name.exit_code == 0
     assert by_name.stdout == by_key.stdout
     assert unknown.exit_code == 2
+    assert "--client NAME" in unknown.stderr
+
+
+def test_check_reads_the_file_that_the_variable_names(config: Path) -> None:
+    config.write_text("server: {prot: 1}\n")
+
+    result = run("check", MAGIC_PROXY_CONFIG=str(config))
+
+    assert result.exit_code == 2
+    assert "server.prot" in result.stderr
+
+
+def test_check_says_once_how_bad_a_finding_is(config: Path) -> None:
+    config.write_text(
+        "cache_settings:\n  rules:\n"
+        "    - {model_names: ['*'], include_in_key: ['*'], ttl_seconds: 0}\n"
+    )
+
+    result = run("check", config)
+    (finding, *_) = orjson.loads(run("check", config, "--json").stdout)["findings"]
+
+    assert result.stderr.startswith(f"warning: {config}:3:{finding['column']}: cache_settings")
+
+
+def test_explain_keeps_each_value_on_one_line(config: Path) -> None:
+    told = orjson.loads(run("explain", "--config", config, "--json", stdin=BODY).stdout)
+
+    lines = run("explain", "--config", config, stdin=BODY, COLUMNS="40").stdout.splitlines()
+
+    assert told["store_key"] in [line.split()[-1] for line in lines]
+    assert any(line.endswith(told["canonical"]) for line in lines)
+
+
+def test_explain_says_where_to_ask_about_a_store_in_memory(config: Path) -> None:
+    on_disk = run("explain", "--config", config, stdin=BODY)
+    config.write_text("store: memory\n")
+    in_memory = run("explain", "--config", config, "--json", stdin=BODY)
+
+    assert "/admin/explain" not in on_disk.output
+    assert "/admin/explain" in in_memory.stderr
+    assert orjson.loads(in_memory.stdout)["would_be"] == "MISS"
