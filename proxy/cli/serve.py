@@ -102,7 +102,10 @@ async def _serve(settings: Settings, path: Path | None, flags: dict[str, Any]) -
         signal.signal(stop, lambda *_: None)
     for line in summary(settings):
         log.info("%s", line)
-    await server.serve()
+    try:
+        await server.serve()
+    except SystemExit:  # how uvicorn gives up; it has logged why
+        return False
     return server.started
 
 

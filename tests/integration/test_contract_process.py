@@ -192,7 +192,7 @@ def test_B44_a_port_that_is_taken_is_an_error(serve: Serving, standin: RunningSt
 
     second = magic_proxy("serve", "--config", str(proxy.file), "--port", port)
 
-    assert second.returncode != 0
+    assert second.returncode == 1
     assert b"Traceback" not in second.stderr
     assert b"address already in use" in second.stderr
 
