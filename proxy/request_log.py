@@ -6,6 +6,7 @@ import io
 import logging
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import BinaryIO
 
 import orjson
@@ -44,6 +45,8 @@ class RequestLog:
         self._works = True
         self._lines: list[bytes] = []
         self._dropped = 0
+        self._second = -1
+        self._to_the_second = ""
 
     async def run(self) -> None:
         """Write what has collected, again and again; cancel to stop, then call `close`."""
@@ -93,9 +96,18 @@ class RequestLog:
         )  # first: meanwhile the lines may be taken to be written
         self._lines.append(line)
 
+    def _time(self) -> str:
+        """Now, spelled as in the log of the process; made anew once a second, for its cost."""
+        wall = self._clock.wall()
+        second = int(wall)
+        if second != self._second:
+            self._second = second
+            self._to_the_second = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        return f"{self._to_the_second}.{int((wall - second) * 1000):03d}+00:00"
+
     def _members(self, outcome: Outcome) -> dict[str, JsonValue]:
         members: dict[str, JsonValue] = {
-            "time": round(self._clock.wall(), 3),
+            "time": self._time(),
             "event": "request",
             "request_id": outcome.request_id,
             "endpoint": outcome.endpoint,

@@ -25,7 +25,7 @@ def lines(*outcomes: Outcome) -> list[dict[str, object]]:
 def test_what_is_not_known_is_left_out() -> None:
     assert lines(OUTCOME) == [
         {
-            "time": 1_800_000_000.0,
+            "time": "2027-01-15T08:00:00.000+00:00",
             "event": "request",
             "request_id": "r",
             "endpoint": "chat",
