@@ -347,6 +347,13 @@ def test_systemd_gives_answers_under_way_time_to_finish() -> None:
     assert "ExecReload=/bin/kill -HUP $MAINPID" in unit
 
 
+def test_systemd_starts_with_remarks_and_gives_up_on_mistakes() -> None:
+    """`check` exits with 1 for a warning, `serve` with 2 for a mistake."""
+    unit = text("deploy/systemd/magic-proxy.service")
+    assert re.search(r"^ExecStartPre=-\S+/magic-proxy check ", unit, re.MULTILINE)
+    assert "\nRestartPreventExitStatus=2\n" in unit
+
+
 # ---- imports and dependencies ----
 
 # Chosen by name in uvicorn's settings, or come with their framework.
