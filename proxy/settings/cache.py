@@ -82,7 +82,7 @@ class RuleSettings(Section):
 
     name: Name = Field(
         default="rule",
-        description="Name in headers, metrics and purges. Default: `rule-<n>`, its place.",
+        description="Name in headers, logs and explanations. Default: `rule-<n>`, its place.",
     )
     model_names: tuple[Text, ...] = Field(
         min_length=1, description="Internal model names, exact or as globs (`gpt-4*`, `*`)."

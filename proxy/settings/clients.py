@@ -35,7 +35,7 @@ class ClientSettings(Section):
 
 
 class AdminSettings(Section):
-    """Who may purge, explain, and see keys."""
+    """Who may use `/admin`, and see cache keys."""
 
     key_hashes: tuple[KeyHash, ...] = Field(
         default=(),

@@ -121,7 +121,7 @@ class Settings(Section):
         "accepts, each with entries of its own. `open`: everybody. A list: those clients.",
     )
     admin: AdminSettings = Field(
-        default=AdminSettings(), description="Who may purge, explain, and see keys."
+        default=AdminSettings(), description="Who may use `/admin`, and see cache keys."
     )
 
     @model_validator(mode="after")
