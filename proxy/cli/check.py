@@ -41,8 +41,9 @@ def check(
         _report_mistakes(error.mistakes, as_json=as_json)
         raise typer.Exit(MISTAKES) from None
     findings = lint(loaded.settings, loaded.place_of)
-    _report_findings(path, findings, as_json=as_json)
-    if any(strict or finding.severity is Severity.WARNING for finding in findings):
+    ok = not any(strict or finding.severity is Severity.WARNING for finding in findings)
+    _report_findings(path, findings, ok=ok, as_json=as_json)
+    if not ok:
         raise typer.Exit(WARNINGS)
 
 
@@ -64,11 +65,13 @@ def _mistake(mistake: Mistake) -> dict[str, Any]:
     }
 
 
-def _report_findings(path: Path | None, findings: list[Finding], *, as_json: bool) -> None:
+def _report_findings(
+    path: Path | None, findings: list[Finding], *, ok: bool, as_json: bool
+) -> None:
     if as_json:
         print_json(
             {
-                "ok": not findings,
+                "ok": ok,
                 "findings": [
                     {
                         "severity": finding.severity.value,

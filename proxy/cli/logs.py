@@ -1,5 +1,6 @@
 """Structured logs of the process: one JSON object a line, on standard error."""
 
+import asyncio
 import logging
 import sys
 from datetime import UTC, datetime
@@ -30,8 +31,12 @@ class PlainLines(logging.Formatter):
 
 
 def expected_break(record: logging.LogRecord) -> bool:
-    """False for the server's complaint about an answer that was broken off on purpose."""
-    return "without completing response" not in str(record.msg)
+    """False for the server's complaint about an answer that was broken off on purpose.
+
+    That is one that broke off upstream, or one that a stop did not wait for any longer.
+    """
+    cancelled = record.exc_info is not None and record.exc_info[0] is asyncio.CancelledError
+    return not cancelled and "without completing response" not in str(record.msg)
 
 
 def configure_logging(level: str) -> None:

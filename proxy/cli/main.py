@@ -1,5 +1,7 @@
 """The command line: `magic-proxy`."""
 
+from typing import Annotated
+
 import typer
 
 from proxy import __version__
@@ -15,6 +17,25 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     rich_markup_mode="markdown",  # joins the lines of a paragraph
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    _: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """An OpenAI-compatible caching reverse proxy."""
+
 
 app.command("serve")(serve.serve)
 app.command("check")(check.check)

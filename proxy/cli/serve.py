@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 import uvicorn
+from prometheus_client import disable_created_metrics
 
 from proxy.cli.logs import configure_logging
 from proxy.cli.options import ConfigFile, settings_file, settings_or_exit
@@ -42,6 +43,8 @@ def serve(
     flags = _flags(host, port, insecure_open=insecure_open)
     settings = settings_or_exit(path, flags)
     configure_logging(settings.server.log_level.value)
+    # A second series for each counter, with the time of its making, that no rule here looks at.
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus_client's gap
     log.info("settings: %s", path if path is not None else "defaults (no file)")
     try:
         with asyncio.Runner(loop_factory=event_loop) as runner:

@@ -26,7 +26,9 @@ def install_error_shape(app: FastAPI) -> None:
         where = f"{request.method} {request.url.path}"
         if error.status_code == MethodNotAllowed.status:
             return enveloped(MethodNotAllowed(f"Not allowed: {where}."), error.headers)
-        return enveloped(UnknownRoute(f"Unknown request URL: {where}."))
+        return enveloped(
+            UnknownRoute(f"Unknown request URL: {where}. The API is served under /v1.")
+        )
 
     # The framework raises it again once this is sent, and the server logs it.
     @app.exception_handler(Exception)
