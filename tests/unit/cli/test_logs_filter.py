@@ -13,7 +13,7 @@ def record(message: str, error: BaseException | None) -> logging.LogRecord:
     info = None
     if error is not None:
         try:
-            raise error
+            raise error  # noqa: TRY301  # exception info has to come from a raise
         except BaseException:
             info = sys.exc_info()
     return logging.LogRecord("uvicorn.error", logging.ERROR, "f", 1, message, (), info)
