@@ -1,8 +1,7 @@
 """What every store does, over all of them: the contract of `proxy.stores.base.Store`."""
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from proxy.stores.redis import RedisStore
 from proxy.stores.tiered import TieredStore
 from tests.fakes import FakeClock
 from tests.integration.redis_server import RedisServer, redis_server
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -72,13 +72,6 @@ async def store(make: Store) -> AsyncIterator[Store]:
 @pytest.fixture
 def soon(clock: Clock) -> float:
     return clock.wall() + 3600.0
-
-
-async def eventually(holds: Callable[[], Awaitable[bool]]) -> None:
-    deadline = time.monotonic() + 10.0
-    while not await holds():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        await asyncio.sleep(0.005)
 
 
 async def get(store: Store, key: str) -> bytes | None:
@@ -166,7 +159,7 @@ async def test_an_expired_value_is_never_returned(store: Store, clock: Clock, so
         clock.advance(0.2)
         assert await gone()
     else:
-        await eventually(gone)
+        await until(gone)
     assert store.get_now("short") is None
     assert await get(store, "long") == b"2"
     assert await keys_of(store, "") == ["long"]
@@ -190,7 +183,7 @@ async def test_a_later_put_moves_the_expiry(store: Store, clock: Clock, soon: fl
 
     if isinstance(clock, FakeClock):
         clock.advance(0.2)
-    await eventually(gone)
+    await until(gone)
     assert await get(store, "a") == b"2"
 
 

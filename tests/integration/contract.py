@@ -8,8 +8,9 @@ import httpx
 import orjson
 
 from proxy.standin import RunningStandIn
-from tests.integration.servers import ProxyFactory, RunningProxy, eventually
+from tests.integration.servers import ProxyFactory, RunningProxy
 from tests.integration.structured_fields import Bare, Token, parse_list
+from tests.waiting import eventually
 
 CHAT_PATH = "/chat/completions"
 EMBEDDINGS_PATH = "/embeddings"

@@ -22,8 +22,9 @@ from proxy.standin import RunningServer, serve_in_thread
 from tests.fakes import FakeClock
 from tests.integration.contract import chat, metrics
 from tests.integration.processes import ServedProxy
-from tests.integration.servers import eventually, merged
+from tests.integration.servers import merged
 from tests.integration.wire import chunked
+from tests.waiting import eventually
 
 CHAT = "/v1/chat/completions"
 EMBEDDINGS = "/v1/embeddings"

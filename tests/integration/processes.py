@@ -14,7 +14,7 @@ from typing import IO, Any, Self
 import orjson
 import yaml
 
-from tests.integration.servers import eventually
+from tests.waiting import eventually
 
 ENTRY = (sys.executable, "-c", "from proxy.cli.main import main; main()")
 

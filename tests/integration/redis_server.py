@@ -6,14 +6,14 @@ import signal
 import socket
 import ssl
 import subprocess
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.waiting import eventually
+
 REDIS_SERVER = "/usr/bin/redis-server"
-START_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +77,7 @@ class RedisServer:
         self._server = subprocess.Popen(
             [REDIS_SERVER, *self._arguments()], stdout=subprocess.DEVNULL
         )
-        deadline = time.monotonic() + START_SECONDS
-        while not self._answers():
-            assert self._server.poll() is None, "redis-server ended at its start"
-            assert time.monotonic() < deadline, "redis-server does not answer"
-            time.sleep(0.01)
+        eventually(self._answers)
 
     def stop(self) -> None:
         """End it in good order; it keeps nothing."""
@@ -92,13 +88,22 @@ class RedisServer:
         self._end(signal.SIGKILL)
 
     def pause(self) -> None:
-        """Freeze it: the kernel still takes connections, nothing is answered."""
+        """Freeze it: the kernel still takes connections, nothing is read or answered from now on."""
         assert self._server is not None
         self._server.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self._server.pid, os.WSTOPPED | os.WNOWAIT)
 
     def resume(self) -> None:
         assert self._server is not None
         self._server.send_signal(signal.SIGCONT)
+
+    def unread(self) -> int:
+        """How many connections over TCP hold bytes that the server has not read."""
+        lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        # The columns: number, local and remote address, state, unsent:unread bytes.
+        mine = [line for line in lines if line[1].endswith(f":{self.port:04X}")]
+        # Of a listening socket (0A), the last number counts those who wait to be taken.
+        return sum(line[3] != "0A" and not line[4].endswith(":00000000") for line in mine)
 
     def command(self, *words: str) -> bytes:
         """The first bytes of the reply to one command, over a connection of its own."""
@@ -135,6 +140,8 @@ class RedisServer:
         return context.wrap_socket(connection, server_hostname="127.0.0.1")
 
     def _answers(self) -> bool:
+        assert self._server is not None
+        assert self._server.poll() is None, "redis-server ended at its start"
         try:
             return self.command("PING").startswith((b"+PONG", b"-NOAUTH"))
         except OSError:

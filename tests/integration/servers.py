@@ -1,7 +1,6 @@
 """Proxies for the tests: each in a thread of its own, on a free port, with settings of its own."""
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,6 @@ from proxy.cli.serve import server_config
 from proxy.edge.app import create_app
 from proxy.settings.load import load_settings
 from proxy.standin import RunningServer, serve_in_thread
-
-
-def eventually(holds: Callable[[], bool], timeout: float = 10.0) -> None:
-    """Return as soon as `holds` does; for what another process does and nobody tells."""
-    deadline = time.monotonic() + timeout
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {timeout} s"
-        time.sleep(0.01)
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

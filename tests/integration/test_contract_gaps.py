@@ -18,8 +18,9 @@ from tests.integration.contract import (
     metric,
     post,
 )
-from tests.integration.servers import ProxyFactory, eventually
+from tests.integration.servers import ProxyFactory
 from tests.integration.wire import Wire
+from tests.waiting import eventually
 
 OUTCOMES = ("hit", "miss", "bypass", "stale", "error")
 

@@ -8,8 +8,8 @@ import pytest
 from proxy.standin import Close, Script
 from tests.integration.conftest import NewAsker
 from tests.integration.contract import Asker, Site, cache_status, chat, error_of
-from tests.integration.servers import eventually
 from tests.integration.wire import Wire, chunked, unchunked
+from tests.waiting import eventually
 
 CHAT = "/v1/chat/completions"
 

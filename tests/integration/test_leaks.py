@@ -12,7 +12,8 @@ import pytest
 
 from proxy.standin import RunningStandIn, Script
 from tests.integration.contract import metric
-from tests.integration.servers import ProxyFactory, RunningProxy, eventually
+from tests.integration.servers import ProxyFactory, RunningProxy
+from tests.waiting import eventually
 
 AT_ONCE = 16
 STORE = {"store": {"tiers": "memory", "memory": {"max_bytes": 1024 * 1024}}}

@@ -21,6 +21,7 @@ from tests.integration.redis_server import (
     make_certificate,
     redis_server,
 )
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -87,18 +88,8 @@ async def timed_get(store: RedisStore, number: int) -> tuple[bytes | str | None,
     return value, time.monotonic() - began
 
 
-async def eventually(holds: Callable[[], Awaitable[bool]]) -> None:
-    deadline = time.monotonic() + 15.0
-    while not await holds():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        await asyncio.sleep(0.01)
-
-
 async def until_available(store: RedisStore) -> None:
-    async def is_back() -> bool:
-        return store.available
-
-    await eventually(is_back)
+    await until(lambda: store.available)
 
 
 async def until_shut(store: RedisStore) -> None:
@@ -106,7 +97,7 @@ async def until_shut(store: RedisStore) -> None:
         await timed_get(store, 0)
         return not store.available
 
-    await eventually(is_shut)
+    await until(is_shut)
 
 
 @pytest.fixture
@@ -197,17 +188,13 @@ async def test_B50_an_outage_with_calls_under_way_all_the_time(
             assert value in (b"v%d" % number, None, "unavailable")
             assert seconds < READ_SECONDS + SLACK_SECONDS
             hits += value == b"v%d" % number
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0.001)  # the pace: while the store is shut, no look-up waits
 
     readers = [asyncio.ensure_future(read(seed)) for seed in range(30)]
 
     async def until_hits() -> None:
         before = hits
-
-        async def more() -> bool:
-            return hits > before + 50
-
-        await eventually(more)
+        await until(lambda: hits > before + 50)
 
     await until_hits()
     server.pause()
@@ -249,10 +236,7 @@ async def test_B50_the_circuit_opens_without_traffic_when_the_server_is_down_at_
     store = make(f"redis://127.0.0.1:{free_port()}")
     await store.open()
 
-    async def shut() -> bool:
-        return not store.available
-
-    await eventually(shut)
+    await until(lambda: not store.available)
 
 
 async def test_B50_a_refused_connection_is_told_at_once() -> None:
@@ -272,7 +256,7 @@ async def test_B51_a_late_reply_never_reaches_another_key(
     for round_number in range(4):
         server.pause()
         calls = [asyncio.ensure_future(get(store, f"k{i}")) for i in range(200)]
-        await asyncio.sleep(0.02)
+        await until(lambda: server.unread() > 0)
         for call in calls[::2]:
             call.cancel()
         if round_number % 2:
@@ -294,7 +278,7 @@ async def test_B51_a_connection_with_an_unread_reply_is_closed(
     (connection,) = store._link._idle
     server.pause()
     asking = asyncio.ensure_future(store._link.ask([("GET", "k1")]))
-    await asyncio.sleep(0.02)
+    await until(lambda: server.unread() > 0)
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
@@ -316,7 +300,7 @@ async def test_B51_a_connection_on_which_something_unasked_arrived_is_closed(
 
 
 async def until_data(connection: AbstractConnection) -> None:
-    await eventually(connection.can_read)
+    await until(connection.can_read)
 
 
 async def test_a_server_that_closed_the_idle_connections_costs_nothing(
@@ -558,7 +542,8 @@ async def test_closing_ends_what_is_under_way(server: RedisServer, store: RedisS
     server.pause()
     calls = [asyncio.ensure_future(get(store, f"k{i}")) for i in range(100)]
     write = asyncio.ensure_future(store.put_many([key_value(2)]))
-    await asyncio.sleep(0.02)
+    # The write is sent on one connection, look-ups on others.
+    await until(lambda: server.unread() > 1)
     await store.close()
     outcomes = await asyncio.gather(*calls, write, return_exceptions=True)
     assert all(isinstance(outcome, StoreUnavailable) for outcome in outcomes)

@@ -8,7 +8,8 @@ from proxy.standin import RunningStandIn
 from tests.integration.conftest import NewClient
 from tests.integration.redis_server import RedisServer
 from tests.integration.sdk import ask, ask_streamed, embed, said
-from tests.integration.servers import ProxyFactory, eventually
+from tests.integration.servers import ProxyFactory
+from tests.waiting import eventually
 
 
 def _on_redis(redis: RedisServer, *tiers: str, **members: Any) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from proxy.errors import StoreUnavailable
 from proxy.stores.base import Put
 from proxy.stores.disk import DiskStore
 from tests.fakes import FakeClock
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -223,10 +223,11 @@ async def test_the_sweep_happens_by_itself(path: Path, clock: FakeClock) -> None
     await store.open()
     await store.put_many([put(clock, "short", b"1", ttl=10.0)])
     clock.advance(11.0)
-    deadline = time.monotonic() + 10.0
-    while (await store.stats()).entries:
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)
+
+    async def swept() -> bool:
+        return (await store.stats()).entries == 0
+
+    await until(swept)
     await store.close()
 
 
@@ -376,11 +377,12 @@ async def test_B50_a_file_that_somebody_removed_is_made_anew(path: Path, clock: 
     await store.put_many([put(clock, "a", b"1")])
     for file in path.parent.iterdir():
         file.unlink()
-    deadline = time.monotonic() + 10.0
-    while not there(path):
-        assert time.monotonic() < deadline
+
+    def made_anew() -> bool:
         clock.advance(1.0)
-        await asyncio.sleep(0.01)
+        return there(path)
+
+    await until(made_anew)
     await store.put_many([put(clock, "b", b"2")])
     await store.close()
     assert size_of(path) > 0
