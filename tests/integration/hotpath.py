@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import orjson
@@ -22,8 +21,8 @@ from proxy.standin import RunningServer, serve_in_thread
 from tests.fakes import FakeClock
 from tests.integration.contract import chat, metrics
 from tests.integration.processes import ServedProxy
-from tests.integration.servers import merged
-from tests.integration.wire import chunked
+from tests.integration.servers import RunningProxy, merged
+from tests.integration.wire import Wire, chunked
 from tests.waiting import eventually
 
 CHAT = "/v1/chat/completions"
@@ -189,35 +188,21 @@ class Reply:
         return orjson.loads(self.body)
 
 
-class Line:
+class Line(Wire):
     """One connection; what is sent in one call arrives as one read, where it is short."""
 
-    def __init__(self, proxy: HotProxy | ServedProxy, *, receive_buffer: int | None = None) -> None:
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        self._socket.settimeout(10.0)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if receive_buffer is not None:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        self._buffer = b""
+    def __init__(
+        self,
+        proxy: HotProxy | RunningProxy | ServedProxy,
+        *,
+        receive_buffer: int | None = None,
+    ) -> None:
         self._watch = watch = proxy.watch if isinstance(proxy, HotProxy) else Watch()
         before = len(watch.connections)
-        self._socket.connect(("127.0.0.1", int(proxy.url.rpartition(":")[2])))
+        super().__init__(proxy.url, receive_buffer=receive_buffer)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if isinstance(proxy, HotProxy):
             watch.wait(lambda: len(watch.connections) > before)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._socket.close()
 
     @property
     def protocol(self) -> ProxyProtocol:
@@ -234,13 +219,14 @@ class Line:
 
     def send_some(self, raw: bytes, seconds: float) -> bool:
         """Send it, or find within `seconds` that the server takes no more."""
+        usual = self._socket.gettimeout()
         self._socket.settimeout(seconds)
         try:
             self._socket.sendall(raw)
         except TimeoutError:
             return False
         finally:
-            self._socket.settimeout(10.0)
+            self._socket.settimeout(usual)
         return True
 
     def end(self) -> None:
@@ -253,14 +239,14 @@ class Line:
 
     def read(self) -> Reply:
         """The next whole answer."""
-        while b"\r\n\r\n" not in self._buffer:
-            self._more()
-        head = self._buffer.partition(b"\r\n\r\n")[0]
+        while b"\r\n\r\n" not in self.received:
+            self._receive_more()
+        head = self.received.partition(b"\r\n\r\n")[0]
         start = len(head) + 4
         if b"transfer-encoding: chunked" in head.lower():
-            while b"0\r\n\r\n" not in self._buffer[start:]:
-                self._more()
-            end = self._buffer.index(b"0\r\n\r\n", start) + 5
+            while b"0\r\n\r\n" not in self.received[start:]:
+                self._receive_more()
+            end = self.received.index(b"0\r\n\r\n", start) + 5
         elif head.startswith(b"HTTP/1.1 1"):
             end = start
         else:
@@ -270,29 +256,27 @@ class Line:
                 if line.lower().startswith(b"content-length:")
             )
             end = start + length
-            while len(self._buffer) < end:
-                self._more()
-        raw, self._buffer = self._buffer[:end], self._buffer[end:]
+            while len(self.received) < end:
+                self._receive_more()
+        raw, self.received = self.received[:end], self.received[end:]
         return Reply(raw, head, raw[start:])
 
     def read_some(self) -> bytes:
         """What has arrived, without waiting for more than the first of it; `read` gets it too."""
-        if not self._buffer:
-            self._more()
-        return self._buffer
+        if not self.received:
+            self._receive_more()
+        return self.received
 
     def read_end(self) -> bytes:
         """All that still comes, until the server closes in order."""
-        while part := self._socket.recv(65_536):
-            self._buffer += part
-        rest, self._buffer = self._buffer, b""
+        while self._receive():
+            pass
+        rest, self.received = self.received, b""
         return rest
 
-    def _more(self) -> None:
-        part = self._socket.recv(65_536)
-        if not part:
-            raise EOFError(f"the connection ended after {self._buffer!r}")
-        self._buffer += part
+    def _receive_more(self) -> None:
+        if not self._receive():
+            raise EOFError(f"the connection ended after {self.received!r}")
 
 
 def request(
@@ -352,11 +336,6 @@ class Starter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         while self._started:
             self._started.pop().stop()

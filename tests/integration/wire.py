@@ -2,7 +2,6 @@
 
 import socket
 from collections.abc import Iterable
-from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
@@ -14,10 +13,19 @@ from tests.integration.contract import Pairs
 class Wire:
     """One connection. Times out after `timeout` seconds without a byte."""
 
-    def __init__(self, url: str, timeout: float = 10.0) -> None:
+    def __init__(
+        self, url: str, timeout: float = 10.0, *, receive_buffer: int | None = None
+    ) -> None:
         parts = urlsplit(url)
-        assert parts.hostname is not None
-        self._socket = socket.create_connection((parts.hostname, parts.port or 80), timeout)
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        self._socket.settimeout(timeout)
+        if receive_buffer is not None:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        try:
+            self._socket.connect((parts.hostname, parts.port or 80))
+        except BaseException:
+            self._socket.close()
+            raise
         self._host = parts.netloc
         self.received = b""
         self.ended = False
@@ -25,18 +33,13 @@ class Wire:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
         self._socket.close()
 
-    def send(self, raw: bytes) -> None:
+    def send(self, raw: bytes, /) -> None:
         """Bytes as they are."""
         self._socket.sendall(raw)
 
@@ -96,11 +99,15 @@ class Wire:
 
     def _more(self) -> bool:
         try:
-            read = self._socket.recv(65_536)
+            self.ended = not self._receive()
         except ConnectionError:
-            read = b""
+            self.ended = True
+        return not self.ended
+
+    def _receive(self) -> bool:
+        """One read more; False when the other side has closed in order."""
+        read = self._socket.recv(65_536)
         self.received += read
-        self.ended = not read
         return bool(read)
 
 
