@@ -105,4 +105,5 @@ def test_B56_streams_leave_no_task_no_descriptor_and_no_connection(
 
     assert standin.app.count("/chat/completions") == count
     eventually(lambda: held(running, standin) == before)
-    assert len(standin.app.connections) <= AT_ONCE
+    # The stand-in may hear of the last close a moment later; idle connections expire much later.
+    eventually(lambda: len(standin.app.connections) <= AT_ONCE, timeout=2.0)
