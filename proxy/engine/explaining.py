@@ -48,7 +48,7 @@ async def explained(
         return Explained(XCache.BYPASS, looked.detail, told, None)
     assert isinstance(looked, LookUp)
     store_key = looked.key.store_key(key_prefix)
-    found = entries.get_now(store_key) or await entries.get(store_key)
+    found = await entries.get(store_key)
     decision = after_lookup(looked.key, found, NO_CONTROL, now=now)
     stored = _entry(found, now) if isinstance(found, Entry) else None
     if isinstance(decision, Hit):

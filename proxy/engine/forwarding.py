@@ -57,8 +57,7 @@ class Forwarding:
             return _answer(settlement, _recorded_stream(settlement), with_key=with_key)
         try:
             body = await _whole_body(settlement)
-        except BaseException:
-            # Also on cancellation: no connection stays behind with a response that nobody reads.
+        except BaseException:  # cancellation too: no response stays behind that nobody reads
             await exchange.response.aclose()
             raise
         return _answer(settlement, body, with_key=with_key)

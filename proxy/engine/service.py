@@ -138,7 +138,7 @@ class CacheService:
         if not isinstance(looked, LookUp):
             return looked
         store_key = self.store_key(looked.key)
-        found = self._entries.get_now(store_key) or await self._entries.get(store_key)
+        found = await self._entries.get(store_key)
         return after_lookup(looked.key, found, plan.control, now=self._clock.wall())
 
     async def _answer(self, plan: Plan, decision: Decision) -> Answer:

@@ -69,8 +69,7 @@ class RedisLink:
             packed = connection.pack_commands(commands)
             await connection.send_packed_command(packed, check_health=False)
             replies = [await _reply(connection) for _ in commands]
-        except BaseException:
-            # Whatever it was, cancellation too: replies may still be under way.
+        except BaseException:  # cancellation too: replies may still be under way
             await self._discard(connection)
             raise
         self._give(connection)
@@ -144,7 +143,7 @@ class RedisLink:
                     await asyncio.to_thread(self._tls.get)
                     connection.ssl_context = self._tls
                 await connection.connect()  # type: ignore[no-untyped-call]  # redis-py's gap
-        except BaseException as error:
+        except BaseException as error:  # cancellation too: the place has to come free
             self._open -= 1
             self._making -= 1
             await connection.disconnect(nowait=True)

@@ -107,7 +107,7 @@ class Course:
                 if self._is_over():
                     break
             return await self._last()
-        except BaseException:
+        except BaseException:  # cancellation too: the held answer has a connection and a key
             await self._drop_held()
             raise
 
@@ -163,14 +163,14 @@ class Course:
             response = await upstream.transport.send(self._request(upstream, body, lease))
             try:
                 judged = await self._judge(position, response, here)
-            except BaseException:
+            except BaseException:  # cancellation too: nobody else has this response
                 await response.aclose()
                 raise
         except UpstreamError as error:
             release()
             self._count(upstream, error.error_code or "error")
             return self._failed(error)
-        except BaseException:
+        except BaseException:  # cancellation too: the key goes back to its pool
             release()
             raise
         self._count(upstream, result_of(judged.verdict))

@@ -56,7 +56,7 @@ async def read_ahead(response: UpstreamResponse, limit: int, seconds: float) -> 
         failure = UpstreamTimeout("The upstream's answer fell silent.")
     except UpstreamError as error:
         failure = error
-    except BaseException:
+    except BaseException:  # cancellation too: nobody else has this response
         await response.aclose()
         raise
     await response.aclose()
