@@ -22,12 +22,12 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from bench.processes import redis
+from proxy.backends.sqlite_file import open_file
 from proxy.clock import SystemClock
 from proxy.stores.base import Put, Store
 from proxy.stores.disk import DiskStore
 from proxy.stores.memory import MemoryStore
 from proxy.stores.redis import RedisStore
-from proxy.stores.sqlite_file import open_file
 
 KEYS = [f"magic_proxy:cache:1:chat:-:{number:064x}" for number in range(1_000)]
 VALUE = bytes(range(256)) * 8  # 2 KB

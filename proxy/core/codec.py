@@ -17,8 +17,9 @@ The envelope, version 1, big endian:
         -4    4  CRC-32 of all that stands before
 
 The header has the members key, model, rule, form ("json", "sse"), headers ([[name, value], …],
-latin-1), usage ([prompt, completion, total] or null), profile, fallback, tags. A reader passes
-over members that it does not know; any other change is a new version. `tests/vectors/entries`
+latin-1), usage ([prompt, completion, total] or null), profile, fallback, tags; and since 0.2
+tenant ("" if absent), generation (0) and took (seconds, 0). A reader passes over members that it
+does not know; any other change is a new version. `tests/vectors/entries`
 holds frozen bytes of every version.
 
 When and how hard to compress was decided by `bench/bench_compression.py`.
@@ -134,6 +135,9 @@ def _header(entry: Entry) -> dict[str, Any]:
         "profile": entry.profile,
         "fallback": entry.fallback,
         "tags": entry.tags,
+        "tenant": entry.tenant,
+        "generation": entry.generation,
+        "took": entry.took_seconds,
     }
 
 
@@ -177,12 +181,21 @@ def _decode(value: bytes, key: str) -> Entry:
         profile=_text(header["profile"]),
         fallback=header["fallback"] is True,
         tags=_tags(header["tags"]),
+        tenant=_text(header.get("tenant", "")),
+        generation=_number(header.get("generation", 0)),
+        took_seconds=float(_number(header.get("took", 0.0))),
     )
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise EntryUnreadable("a text of the header is not a text")
+    return value
+
+
+def _number(value: object) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise EntryUnreadable("a number of the header is not a number")
     return value
 
 

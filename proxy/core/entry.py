@@ -29,7 +29,8 @@ class Entry:
     `key` is the full store key. Times are wall-clock seconds: fresh until `fresh_until`, gone at
     `expires_at`. `payload` is the body without content coding; `usage` is None where the upstream
     gave none. `profile` names the model profile that answered, `fallback` says that it was not
-    the first of its chain.
+    the first of its chain. `generation` is the number of the last purge known when its request
+    began; `took_seconds` is what the upstream took for it; `tenant` is "" where there is none.
     """
 
     key: str
@@ -46,3 +47,6 @@ class Entry:
     profile: str = ""
     fallback: bool = False
     tags: tuple[str, ...] = ()
+    tenant: str = ""
+    generation: int = 0
+    took_seconds: float = 0.0

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from proxy.core.paths import FieldPath
+from proxy.core.tags import TagTemplate
 from proxy.core.wire import Endpoint
 
 
@@ -14,6 +15,28 @@ class UnlistedFields(StrEnum):
     IGNORE = "ignore"
     GUARD = "guard"
     BYPASS = "bypass"
+
+
+class Coalescing(StrEnum):
+    """With whom the requests of a rule share the upstream's answer (B40)."""
+
+    SHARED = "shared"  # across workers and replicas, where the store is shared
+    LOCAL = "local"  # inside one worker
+    OFF = "off"
+
+
+class OnDisconnect(StrEnum):
+    """What becomes of an upstream request that no client waits for any more (B42)."""
+
+    FINISH = "finish"  # the answer is stored
+    CANCEL = "cancel"
+
+
+class VariantChoice(StrEnum):
+    """Which of several stored answers a hit gives."""
+
+    ROTATE = "rotate"
+    RANDOM = "random"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,3 +80,12 @@ class Rule:
     client_control: bool = True
     honor_upstream: bool = False
     fresh_ids: bool = False
+    ttl_jitter: float = 0.0
+    stale_while_revalidate_seconds: float = 0.0
+    stale_if_error_seconds: float = 0.0
+    refresh_ahead: float = 0.0
+    coalesce: Coalescing = Coalescing.SHARED
+    on_disconnect: OnDisconnect = OnDisconnect.FINISH
+    variants: int = 1
+    variant_choice: VariantChoice = VariantChoice.ROTATE
+    tags: tuple[TagTemplate, ...] = ()

@@ -165,6 +165,7 @@ def _upstream(name: str, upstream: UpstreamSettings) -> UpstreamConfig:
         ),
         account_headers=_account_headers(upstream),
         request_usage=upstream.request_usage,
+        max_batch=upstream.max_batch,
         timeouts=Timeouts(
             connect_seconds=timeouts.connect_seconds,
             first_byte_seconds=timeouts.first_byte_seconds,

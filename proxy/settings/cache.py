@@ -7,22 +7,36 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
 from proxy.core.paths import FieldPath
-from proxy.core.rules import DEFAULT_FINISH_REASONS, UnlistedFields
+from proxy.core.rules import (
+    DEFAULT_FINISH_REASONS,
+    Coalescing,
+    OnDisconnect,
+    UnlistedFields,
+    VariantChoice,
+)
+from proxy.core.tags import TagTemplate
 from proxy.core.wire import Endpoint
 from proxy.settings.types import (
     PREFIX_PATTERN,
     Bytes,
+    Fraction,
     HeaderName,
     Name,
     Positive,
     Seconds,
     Section,
     Text,
+    Wait,
 )
 
 
 def _field_path(text: str) -> str:
     FieldPath.parse(text)
+    return text
+
+
+def _tag(text: str) -> str:
+    TagTemplate.parse(text)
     return text
 
 
@@ -34,6 +48,7 @@ def _pattern(text: str) -> str:
     return text
 
 
+TagText: TypeAlias = Annotated[Text, AfterValidator(_tag)]
 PathText: TypeAlias = Annotated[Text, AfterValidator(_field_path)]
 Pattern: TypeAlias = Annotated[Text, AfterValidator(_pattern)]
 
@@ -134,6 +149,50 @@ class RuleSettings(Section):
     fresh_ids: bool = Field(
         default=False, description="Give each replayed answer a new `id` and `created`."
     )
+    ttl_jitter: Fraction = Field(
+        default=0.0,
+        description="Spreads expiry: each answer stays fresh for this share less of its time at "
+        "most, such as 0.1 for up to 10 %.",
+    )
+    stale_while_revalidate_seconds: Seconds = Field(
+        default=0.0,
+        description="How long after its time an answer is still served at once, while a new one "
+        "is fetched in the background.",
+    )
+    stale_if_error_seconds: Seconds = Field(
+        default=0.0,
+        description="How long after its time an answer is still served where the upstream fails.",
+    )
+    refresh_ahead: Seconds = Field(
+        default=0.0,
+        description="Refresh popular answers in the background before their time is over; larger "
+        "is earlier, 1 is a good start, 0 is never.",
+    )
+    coalesce: Coalescing = Field(
+        default=Coalescing.SHARED,
+        description="Who shares one upstream request for equal requests that come at once: "
+        "`shared` all workers and replicas with this store, `local` each worker for itself, `off` "
+        "nobody.",
+    )
+    on_disconnect: OnDisconnect = Field(
+        default=OnDisconnect.FINISH,
+        description="What becomes of an upstream request when nobody waits for it any more: "
+        "`finish` it and store the answer, or `cancel` it.",
+    )
+    variants: Positive = Field(
+        default=1,
+        description="How many different answers to collect for a request with a temperature above "
+        "0 before they are served in turn.",
+    )
+    variant_choice: VariantChoice = Field(
+        default=VariantChoice.ROTATE,
+        description="Which of several answers a hit gives: in turn (`rotate`) or at `random`.",
+    )
+    tags: tuple[TagText, ...] = Field(
+        default=(),
+        description="Names to purge by, such as `project:{header.x-project}` or `user:{user}`: a "
+        "place is a header or a path of a request field.",
+    )
 
 
 DEFAULT_RULES = (
@@ -173,6 +232,23 @@ class CacheSettings(Section):
         default="magic_proxy:cache:",
         pattern=PREFIX_PATTERN,
         description="Start of every store key; two proxies share entries if it is the same.",
+    )
+    tags_header: HeaderName | None = Field(
+        default=None,
+        description="Request header in which clients may name further tags, separated by commas; "
+        "null means that they may not.",
+    )
+    max_refreshes: Positive = Field(
+        default=16, description="Most answers that are refreshed in the background at once."
+    )
+    lease_seconds: Wait = Field(
+        default=5.0,
+        description="How long the other workers and replicas wait for one that died while it asked "
+        "the upstream for them.",
+    )
+    purge_poll_seconds: Wait = Field(
+        default=5.0,
+        description="How often to look for purges by others, where the message of one got lost.",
     )
     expose_key: bool = Field(
         default=False, description="Show the key in `Cache-Status` to every client."

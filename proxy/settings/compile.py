@@ -5,6 +5,7 @@ import re
 from proxy.core.matching import RuleSet
 from proxy.core.paths import FieldPath
 from proxy.core.rules import Normalization, Rule, When
+from proxy.core.tags import TagTemplate
 from proxy.settings.cache import RuleSettings, WhenSettings
 from proxy.settings.models import Settings
 
@@ -36,6 +37,15 @@ def compile_rule(rule: RuleSettings) -> Rule:
         client_control=rule.client_control,
         honor_upstream=rule.honor_upstream,
         fresh_ids=rule.fresh_ids,
+        ttl_jitter=rule.ttl_jitter,
+        stale_while_revalidate_seconds=rule.stale_while_revalidate_seconds,
+        stale_if_error_seconds=rule.stale_if_error_seconds,
+        refresh_ahead=rule.refresh_ahead,
+        coalesce=rule.coalesce,
+        on_disconnect=rule.on_disconnect,
+        variants=rule.variants,
+        variant_choice=rule.variant_choice,
+        tags=tuple(TagTemplate.parse(text) for text in rule.tags),
     )
 
 

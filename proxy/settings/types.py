@@ -167,6 +167,7 @@ BytesOrNone: TypeAlias = Annotated[
 Count: TypeAlias = Annotated[int, Field(ge=0), NotBool]
 Positive: TypeAlias = Annotated[int, Field(ge=1), NotBool]
 Seconds: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False), NotBool]
+Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), NotBool]
 Amount: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False), NotBool]
 Wait: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False), NotBool]
 ConfigPath: TypeAlias = Annotated[Path, AfterValidator(_path)]

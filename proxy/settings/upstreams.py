@@ -159,6 +159,11 @@ class UpstreamSettings(Section):
         description="Ask streams for their token counts; taken out again for clients that did "
         "not ask.",
     )
+    max_batch: Positive | None = Field(
+        default=None,
+        description="Most inputs that it takes in one embeddings request; larger ones are split. "
+        "Null is no limit.",
+    )
     transport: TransportKind = Field(
         default=TransportKind.AIOHTTP, description="The HTTP client towards this upstream."
     )

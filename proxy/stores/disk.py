@@ -12,12 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
 
+from proxy.backends.circuit import Circuit
+from proxy.backends.sqlite_thread import Job, SqliteThread
 from proxy.clock import Clock
 from proxy.core.breaker import Breaker
 from proxy.errors import StoreUnavailable
 from proxy.stores.base import Put, StoreStats
-from proxy.stores.circuit import Circuit
-from proxy.stores.sqlite_thread import Job, SqliteThread
 
 _LARGEST_SHARE: Final = 8  # an entry above 1/8 of the bound would push out too many others
 _ROOM_SHARE: Final = 20  # an eviction frees 1/20 of the bound, so that not every write evicts

@@ -15,13 +15,13 @@ from typing import Any, Final, cast
 
 from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 
+from proxy.backends.circuit import Circuit
+from proxy.backends.redis_link import Command, RedisLink
 from proxy.clock import Clock
 from proxy.core.breaker import Breaker
 from proxy.errors import StoreUnavailable
 from proxy.stores.base import Put, StoreStats
 from proxy.stores.batcher import Batcher
-from proxy.stores.circuit import Circuit
-from proxy.stores.redis_link import Command, RedisLink
 from proxy.tasks import TaskGroup
 
 log = logging.getLogger("magic_proxy.stores")

@@ -39,7 +39,8 @@ class UpstreamConfig:
     request headers that choose an account. `max_attempts` caps the attempts of one request over
     its whole chain, taken from the chain's first upstream. `wait_for_key_seconds` is how long a
     request may wait for a cooling key before it is refused. `max_connections` None is no limit;
-    above it, requests wait in line for up to `first_byte_seconds`. Fields that can hold secrets
+    above it, requests wait in line for up to `first_byte_seconds`. `max_batch` None is no limit of
+    inputs in one embeddings request. Fields that can hold secrets
     are not in the repr.
     """
 
@@ -52,6 +53,7 @@ class UpstreamConfig:
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     account_headers: tuple[str, ...] = ("openai-organization", "openai-project")
     request_usage: bool = False
+    max_batch: int | None = None
     timeouts: Timeouts = field(default_factory=Timeouts)
     max_connections: int | None = None
     http_proxy: str | None = field(default=None, repr=False)

@@ -81,6 +81,11 @@ class UpstreamSet:
             self._upstreams[profile.upstream].pool is None for profile in chain.profiles
         )
 
+    def max_batch(self, chain: Chain) -> int | None:
+        """Most inputs in one embeddings request; None is no limit."""
+        limits = [self._upstreams[profile.upstream].config.max_batch for profile in chain.profiles]
+        return min((limit for limit in limits if limit is not None), default=None)
+
     def key_states(self) -> dict[str, tuple[KeyStatus, ...]]:
         """For each upstream with keys: their fingerprints and states."""
         now = self._clock.monotonic()

@@ -143,6 +143,9 @@ class ScriptedForwarder:
     def uses_client_credentials(self, chain: Chain) -> bool:
         return True
 
+    def max_batch(self, chain: Chain) -> int | None:
+        return None
+
     async def aclose(self) -> None:
         return
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeAlias
 
+from proxy.backends.sqlite_file import open_file, says_damaged
 from proxy.clock import Clock
 from proxy.errors import StoreUnavailable
-from proxy.stores.sqlite_file import open_file, says_damaged
 
 Job: TypeAlias = Callable[[sqlite3.Connection], Any]
 _Asked: TypeAlias = tuple[Job, "asyncio.Future[Any]"]

@@ -4,9 +4,9 @@ import logging
 
 import pytest
 
+from proxy.backends.circuit import Circuit
 from proxy.core.breaker import Breaker
 from proxy.errors import StoreUnavailable
-from proxy.stores.circuit import Circuit
 from tests.fakes import FakeClock
 
 
