@@ -11,20 +11,14 @@ shorter than a TLS handshake wait for it only as long as they like, and the next
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from collections.abc import Sequence
+from typing import Any
 
-from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, parse_url
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
 
+from proxy.backends.redis_dial import Command, RedisDialler, exchange
 from proxy.tasks import TaskGroup
-
-Command: TypeAlias = tuple[str | bytes | int, ...]
-
-_POOL_OPTIONS: Final = ("max_connections", "timeout")  # of a URL, but not for a connection
 
 
 class RedisLink:
@@ -41,22 +35,16 @@ class RedisLink:
         connect_timeout_seconds: float,
         ca_file: str | None = None,
     ) -> None:
-        self._options = _options(url, connect_timeout_seconds, ca_file)
-        self._class: type[AbstractConnection] = self._options.pop("connection_class", Connection)
+        self._dialler = RedisDialler(
+            url, connect_timeout_seconds=connect_timeout_seconds, ca_file=ca_file
+        )
         self._max_connections = max_connections
-        self._connect_timeout_seconds = connect_timeout_seconds
         self._idle: list[AbstractConnection] = []
         self._waiting: deque[asyncio.Future[AbstractConnection]] = deque()
         self._open = 0  # idle, lent, and being made
         self._making = 0
         self._tasks = TaskGroup()
         self._closed = False
-        try:
-            model = self._class(**self._options)
-        except (RedisError, TypeError) as error:
-            raise ValueError(f"the Redis URL has an option that is not taken: {error}") from error
-        # Made once and shared: loading the certificates takes some 10 ms.
-        self._tls = model.ssl_context if isinstance(model, SSLConnection) else None
 
     async def ask(self, commands: Sequence[Command]) -> list[Any]:
         """The replies in the order of `commands`; an error reply stands there as an exception.
@@ -66,9 +54,7 @@ class RedisLink:
         """
         connection = await self._take()
         try:
-            packed = connection.pack_commands(commands)
-            await connection.send_packed_command(packed, check_health=False)
-            replies = [await _reply(connection) for _ in commands]
+            replies = await exchange(connection, commands)
         except BaseException:  # cancellation too: replies may still be under way
             await self._discard(connection)
             raise
@@ -135,22 +121,14 @@ class RedisLink:
             self._tasks.start(self._make(), name="redis-connect")
 
     async def _make(self) -> None:
-        connection = self._class(**self._options)
         try:
-            async with asyncio.timeout(self._connect_timeout_seconds):
-                if self._tls is not None:
-                    assert isinstance(connection, SSLConnection)
-                    await asyncio.to_thread(self._tls.get)
-                    connection.ssl_context = self._tls
-                await connection.connect()  # type: ignore[no-untyped-call]  # redis-py's gap
+            connection = await self._dialler.dial()
         except BaseException as error:  # cancellation too: the place has to come free
             self._open -= 1
             self._making -= 1
-            await connection.disconnect(nowait=True)
             if not isinstance(error, Exception):
                 raise  # cancelled
-            timed_out = f"no connection within {self._connect_timeout_seconds:g} s"
-            self._fail_waiting(timed_out if isinstance(error, TimeoutError) else str(error))
+            self._fail_waiting(str(error))
         else:
             self._making -= 1
             self._give(connection)
@@ -161,30 +139,3 @@ class RedisLink:
         for turn in waiting:
             if not turn.done():
                 turn.set_exception(RedisConnectionError(reason))
-
-
-async def _reply(connection: AbstractConnection) -> Any:
-    try:
-        return await connection.read_response()
-    except ResponseError as error:
-        return error
-
-
-def _options(url: str, connect_timeout_seconds: float, ca_file: str | None) -> dict[str, Any]:
-    parsed: Mapping[str, Any] = parse_url(url)
-    options = {name: value for name, value in parsed.items() if name not in _POOL_OPTIONS}
-    options |= {
-        # RESP2 needs no greeting; its replies to our commands are the same, and cost the same.
-        "protocol": 2,
-        "decode_responses": False,
-        # One deadline stands around each batch; a second one inside only costs time.
-        "socket_timeout": None,
-        "socket_connect_timeout": connect_timeout_seconds,
-        "retry": Retry(NoBackoff(), 0),
-        "driver_info": None,
-    }
-    if url.startswith(("redis:", "rediss:")):
-        options["socket_keepalive"] = True
-    if ca_file is not None and url.startswith("rediss:"):
-        options["ssl_ca_certs"] = ca_file
-    return options

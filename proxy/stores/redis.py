@@ -16,7 +16,8 @@ from typing import Any, Final, cast
 from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 
 from proxy.backends.circuit import Circuit
-from proxy.backends.redis_link import Command, RedisLink
+from proxy.backends.redis_dial import Command
+from proxy.backends.redis_link import RedisLink
 from proxy.clock import Clock
 from proxy.core.breaker import Breaker
 from proxy.errors import StoreUnavailable

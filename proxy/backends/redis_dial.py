@@ -1,0 +1,92 @@
+"""Makes connections to one Redis server, and speaks over one in turns: commands, then replies."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, TypeAlias
+
+from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, parse_url
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
+
+Command: TypeAlias = tuple[str | bytes | int, ...]
+
+_POOL_OPTIONS: Final = ("max_connections", "timeout")  # of a URL, but not for a connection
+
+
+class RedisDialler:
+    """Knows the way to a server: address, credentials, TLS.
+
+    Raises ValueError for a URL that redis-py does not take.
+    """
+
+    def __init__(
+        self, url: str, *, connect_timeout_seconds: float, ca_file: str | None = None
+    ) -> None:
+        self._options = _options(url, connect_timeout_seconds, ca_file)
+        self._class: type[AbstractConnection] = self._options.pop("connection_class", Connection)
+        self._connect_timeout_seconds = connect_timeout_seconds
+        try:
+            model = self._class(**self._options)
+        except (RedisError, TypeError) as error:
+            raise ValueError(f"the Redis URL has an option that is not taken: {error}") from error
+        # Made once and shared: loading the certificates takes some 10 ms.
+        self._tls = model.ssl_context if isinstance(model, SSLConnection) else None
+
+    async def dial(self) -> AbstractConnection:
+        """A new connection, ready for commands. Raises RedisError or OSError, in time."""
+        connection = self._class(**self._options)
+        try:
+            async with asyncio.timeout(self._connect_timeout_seconds):
+                if self._tls is not None:
+                    assert isinstance(connection, SSLConnection)
+                    await asyncio.to_thread(self._tls.get)
+                    connection.ssl_context = self._tls
+                await connection.connect()  # type: ignore[no-untyped-call]  # redis-py's gap
+        except TimeoutError:
+            await connection.disconnect(nowait=True)
+            seconds = self._connect_timeout_seconds
+            raise RedisConnectionError(f"no connection within {seconds:g} s") from None
+        except BaseException:  # cancellation too: nothing may stay half open
+            await connection.disconnect(nowait=True)
+            raise
+        return connection
+
+
+async def exchange(connection: AbstractConnection, commands: Sequence[Command]) -> list[Any]:
+    """The replies in the order of `commands`; an error reply stands there as an exception.
+
+    Raises RedisError or OSError where the connection failed. After a cancellation the connection
+    must be closed: replies may still be under way.
+    """
+    packed = connection.pack_commands(commands)
+    await connection.send_packed_command(packed, check_health=False)
+    return [await _reply(connection) for _ in commands]
+
+
+async def _reply(connection: AbstractConnection) -> Any:
+    try:
+        return await connection.read_response()
+    except ResponseError as error:
+        return error
+
+
+def _options(url: str, connect_timeout_seconds: float, ca_file: str | None) -> dict[str, Any]:
+    parsed: Mapping[str, Any] = parse_url(url)
+    options = {name: value for name, value in parsed.items() if name not in _POOL_OPTIONS}
+    options |= {
+        # RESP2 needs no greeting; its replies to our commands are the same, and cost the same.
+        "protocol": 2,
+        "decode_responses": False,
+        # One deadline stands around each batch; a second one inside only costs time.
+        "socket_timeout": None,
+        "socket_connect_timeout": connect_timeout_seconds,
+        "retry": Retry(NoBackoff(), 0),
+        "driver_info": None,
+    }
+    if url.startswith(("redis:", "rediss:")):
+        options["socket_keepalive"] = True
+    if ca_file is not None and url.startswith("rediss:"):
+        options["ssl_ca_certs"] = ca_file
+    return options
