@@ -18,6 +18,7 @@ ProxyError
 │   └── KeysExhausted            429  every key of the pool is cooling or retired
 ├── StoreError                        never reaches a client: it costs a miss
 │   ├── StoreUnavailable              down, slow, or its circuit is open
+│   ├── FellBehind                    a follower elsewhere: what it has not read yet is gone
 │   └── EntryUnreadable               bytes that do not decode to the entry that was asked for
 └── SettingsError                     start and `check`: a list of mistakes with their places
 """
@@ -172,6 +173,10 @@ class StoreError(ProxyError):
 
 class StoreUnavailable(StoreError):
     """The store is down, too slow, or its circuit is open."""
+
+
+class FellBehind(StoreError):
+    """What a leader in another process published is gone before it was read here."""
 
 
 class EntryUnreadable(StoreError):
