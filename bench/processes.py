@@ -99,6 +99,13 @@ def upstream() -> Iterator[Running]:
 
 
 @contextmanager
+def paced(*options: str) -> Iterator[Running]:
+    """The upstream that takes its time and counts; see `bench/paced.py`."""
+    with _module("bench.paced", *options, core=LOAD_CORE) as running:
+        yield running
+
+
+@contextmanager
 def peer(name: str, answer: Path) -> Iterator[Running]:
     """A plain server that gives the bytes of `answer`; see `bench/peers.py`."""
     with _module("bench.peers", name, "--answer", str(answer), core=SERVER_CORE) as running:

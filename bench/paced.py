@@ -1,0 +1,115 @@
+"""An upstream with a pace, that counts its calls: for what is measured in milliseconds.
+
+    python -m bench.paced --port 9000 [--wait-seconds 0.2] [--events 200] [--event-seconds 0.02]
+
+A chat answer comes after the wait; a stream's events come after it, one in each interval. Vectors
+of embeddings are short, and come at once. `GET /calls` tells how many requests had which body, by
+the SHA-256 of the body.
+"""
+
+import argparse
+import asyncio
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+HOST = "127.0.0.1"
+CONTENT = "The quick brown fox jumps over the lazy dog; then it rests. " * 21
+_TOKEN = "four words of it "
+_VECTOR = [0.5, -0.5, 0.25, -0.25]
+
+
+@dataclass(slots=True)
+class Paced:
+    """The application; times in seconds."""
+
+    wait: float
+    events: int
+    event: float
+    calls: Counter[str] = field(default_factory=Counter)
+
+    def app(self) -> web.Application:
+        """Its routes."""
+        app = web.Application(client_max_size=64 * 1024 * 1024)
+        app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_post("/v1/embeddings", self._embeddings)
+        app.router.add_get("/calls", self._calls)
+        return app
+
+    async def _calls(self, request: web.Request) -> web.Response:  # noqa: ARG002 - the interface
+        return web.json_response(dict(self.calls))
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        body = await self._body(request)
+        loop = asyncio.get_running_loop()
+        begins = loop.time() + self.wait
+        await asyncio.sleep(self.wait)
+        if not body.get("stream"):
+            message = {"role": "assistant", "content": CONTENT}
+            return _json(_answer(body) | _choice({"message": message}, "stop"))
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        for at in range(self.events):
+            # By the clock: a late event does not make all that follow late.
+            await asyncio.sleep(begins + at * self.event - loop.time())
+            await response.write(_event(body, {"content": _TOKEN}, None))
+        await response.write(_event(body, {}, "stop") + b"data: [DONE]\n\n")
+        await response.write_eof()
+        return response
+
+    async def _embeddings(self, request: web.Request) -> web.StreamResponse:
+        body = await self._body(request)
+        given = body["input"]
+        count = len(given) if isinstance(given, list) else 1
+        rows = [{"object": "embedding", "index": at, "embedding": _VECTOR} for at in range(count)]
+        usage = {"prompt_tokens": count, "total_tokens": count}
+        return _json({"object": "list", "data": rows, "model": body["model"], "usage": usage})
+
+    async def _body(self, request: web.Request) -> Any:
+        content = await request.read()
+        self.calls[hashlib.sha256(content).hexdigest()] += 1
+        return orjson.loads(content)
+
+
+def _answer(body: Mapping[str, Any]) -> dict[str, Any]:
+    usage = {"prompt_tokens": 500, "completion_tokens": 300, "total_tokens": 800}
+    return {
+        "id": "chatcmpl-paced",
+        "object": "chat.completion",
+        "created": 1_800_000_000,
+        "model": body["model"],
+        "usage": usage,
+    }
+
+
+def _choice(said: Mapping[str, Any], finish: str | None) -> dict[str, Any]:
+    return {"choices": [{"index": 0, **said, "finish_reason": finish}]}
+
+
+def _event(body: Mapping[str, Any], delta: Mapping[str, Any], finish: str | None) -> bytes:
+    chunk = _answer(body) | {"object": "chat.completion.chunk", "usage": None}
+    return b"data: " + orjson.dumps(chunk | _choice({"delta": delta}, finish)) + b"\n\n"
+
+
+def _json(answer: Mapping[str, Any]) -> web.Response:
+    return web.Response(body=orjson.dumps(answer), content_type="application/json")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--wait-seconds", type=float, default=0.0)
+    parser.add_argument("--events", type=int, default=200)
+    parser.add_argument("--event-seconds", type=float, default=0.02)
+    given = parser.parse_args()
+    paced = Paced(given.wait_seconds, given.events, given.event_seconds)
+    web.run_app(paced.app(), host=HOST, port=given.port, access_log=None, print=None)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""Upstream calls held against requests: each call must have a reason that a client knows of.
+
+The proof does not rest on what the proxies say: a call is explained by one request for the same
+content that was sent to the same proxy before, that was not answered from the cache alone, and
+that explains no other call. It holds for a killed proxy too, whose counters are lost.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from bench.soak_client import Came, Result
+from bench.soak_content import chat_digest, item_digest
+from bench.soak_rules import MODELS
+from bench.soak_upstream import Ending, UpstreamCall
+
+# From the answer to the call that it caused in the background, on a busy machine.
+_LATE_SECONDS = 2.0
+_CLOCK_STEP = 0.01
+# A call that failed is tried once more with the other key.
+_RETRIES = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Scrape:
+    """The counters of one proxy at one moment, by name and labels."""
+
+    samples: dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+    @classmethod
+    def parse(cls, text: str) -> "Scrape":
+        """From the text format of Prometheus."""
+        return cls(
+            {
+                (sample.name, frozenset(sample.labels.items())): sample.value
+                for family in text_string_to_metric_families(text)
+                for sample in family.samples
+            }
+        )
+
+    def total(self, name: str, **labels: str) -> float:
+        """The sum over all series of a metric that have these labels."""
+        wanted = set(labels.items())
+        return sum(
+            value for (each, has), value in self.samples.items() if each == name and wanted <= has
+        )
+
+
+@dataclass(slots=True)
+class _Reason:
+    """One request, and the calls that it can still explain: one for each input, and retries."""
+
+    opens: float
+    closes: float
+    left: Counter[str]
+    retries: int = _RETRIES
+
+    def takes(self, call: UpstreamCall) -> bool:
+        """Explain the call, if this can."""
+        if not self.opens <= call.began <= self.closes:
+            return False
+        wanted = Counter(call.digests)
+        if any(self.left[digest] < count for digest, count in wanted.items()):
+            return False
+        if call.ending is Ending.ERROR and self.retries:
+            self.retries -= 1
+        else:
+            self.left -= wanted
+        return True
+
+
+@dataclass(slots=True)
+class _Reasons:
+    """The reasons at one proxy, by the digests that they are about."""
+
+    by_digest: defaultdict[str, list[_Reason]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, result: Result) -> None:
+        digests = digests_of(result)
+        reason = _Reason(
+            opens=result.began - _CLOCK_STEP,
+            closes=result.ended + _LATE_SECONDS,
+            left=Counter(set(digests)),
+        )
+        for digest in set(digests):
+            self.by_digest[digest].append(reason)
+
+    def explain(self, call: UpstreamCall) -> bool:
+        """Whether a request is left for this call: the one whose time is over first."""
+        fitting = sorted(self.by_digest[call.digests[0]], key=lambda reason: reason.closes)
+        return any(reason.takes(call) for reason in fitting)
+
+
+def digests_of(result: Result) -> list[str]:
+    """The contents that a request asks for."""
+    ask = result.ask
+    if ask.is_chat:
+        return [chat_digest(ask.body)]
+    return [item_digest(ask.model, item) for item in ask.items]
+
+
+def unexplained(calls: Sequence[UpstreamCall], results: Iterable[Result]) -> list[UpstreamCall]:
+    """The calls that no request accounts for."""
+    reasons: defaultdict[str, _Reasons] = defaultdict(_Reasons)
+    for result in results:
+        if may_cause_a_call(result):
+            reasons[result.ask.proxy].add(result)
+    ordered = sorted(calls, key=lambda call: call.began)
+    return [call for call in ordered if not reasons[call.proxy].explain(call)]
+
+
+def may_cause_a_call(result: Result) -> bool:
+    """False where the answer came out of the cache, or out of a call of somebody else."""
+    rule = MODELS[result.ask.model]
+    refreshes = "refresh_ahead" in rule.more
+    if result.x_cache == "HIT":
+        return refreshes
+    # Told in the headers of whole answers alone; one that failed may have gone on by itself.
+    return not (result.collapsed and result.came is Came.WHOLE)
+
+
+def attempts(scrape: Scrape) -> int:
+    """The upstream calls that a proxy has counted."""
+    return int(scrape.total("magic_proxy_upstream_attempts_total"))
