@@ -7,8 +7,8 @@ request pays for it.
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, TypeAlias, TypeVar
 
 from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
@@ -20,6 +20,11 @@ from proxy.core.breaker import Breaker
 from proxy.errors import StoreUnavailable
 from proxy.tasks import TaskGroup
 
+Ask: TypeAlias = Callable[[Sequence[Command]], Awaitable[list[Any]]]
+Argument: TypeAlias = str | bytes | int
+
+_T = TypeVar("_T")
+
 _PROBE_SECONDS: Final = 1.0
 
 
@@ -27,8 +32,16 @@ class RedisScript:
     """A Lua script, sent whole only to a server that does not know it yet."""
 
     def __init__(self, source: str) -> None:
-        self.source = source
-        self.sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+        self._source = source
+        self._sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+
+    async def run(self, ask: Ask, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
+        """What the script returns; an error reply comes back as an exception."""
+        rest = (len(keys), *keys, *arguments)
+        (reply,) = await ask([("EVALSHA", self._sha, *rest)])
+        if isinstance(reply, NoScriptError):
+            (reply,) = await ask([("EVAL", self._source, *rest)])
+        return reply
 
 
 class GuardedRedis:
@@ -77,53 +90,45 @@ class GuardedRedis:
             self._watch()
 
     async def ask(self, commands: Sequence[Command], seconds: float) -> list[Any]:
-        """The replies, within `seconds`; raises StoreUnavailable, also for an error reply."""
-        self.admit()
-        return await self.ask_anyway(commands, seconds)
+        """The replies, within `seconds`, or StoreUnavailable, also for an error reply.
 
-    async def ask_anyway(self, commands: Sequence[Command], seconds: float) -> list[Any]:
-        """The same, also while the circuit is open: for what nobody waits for."""
-        replies = await self._exchange(commands, seconds)
-        for reply in replies:
-            if isinstance(reply, ResponseError):
-                raise self._refused(reply)
-        self._circuit.succeeded()
-        return replies
+        At once while the circuit is open.
+        """
+        self.admit()
+        return await self._ask(commands, seconds)
 
     async def run(
         self,
         script: RedisScript,
         keys: Sequence[str],
-        arguments: Sequence[str | bytes | int],
+        arguments: Sequence[Argument],
         seconds: float,
     ) -> Any:
-        """What the script returns, within `seconds`, also while the circuit is open.
+        """What the script returns, within `seconds`, or StoreUnavailable.
 
-        A caller for whom somebody waits calls `admit` first.
+        Also while the circuit is open: where somebody waits, `admit` comes first. The outcome is
+        for the caller to count, by `succeeded` or `failed`.
         """
-        rest = (len(keys), *keys, *arguments)
-        began = self._clock.monotonic()
-        (reply,) = await self._exchange([("EVALSHA", script.sha, *rest)], seconds)
-        if isinstance(reply, NoScriptError):
-            left = max(seconds - (self._clock.monotonic() - began), 0.0)
-            (reply,) = await self._exchange([("EVAL", script.source, *rest)], left)
-        if isinstance(reply, ResponseError):
-            raise self._refused(reply)
-        self._circuit.succeeded()
+        reply = await self._within(seconds, script.run(self._link.ask, keys, arguments))
+        self._refuse_errors([reply])
         return reply
 
     def admit(self) -> None:
         """Raise StoreUnavailable at once while the circuit is open."""
         # Not Circuit.admit: the probe of a half-open circuit is the watch's alone.
         if not self.available:
-            what = "closed" if self._closed else "the circuit is open"
-            raise StoreUnavailable(f"{self._what}: {what}")
+            raise self._unavailable("closed" if self._closed else "the circuit is open")
+
+    def succeeded(self) -> None:
+        """Count a call that came back well, and in time."""
+        self._circuit.succeeded()
 
     def failed(self, reason: object) -> StoreUnavailable:
         """Count a failure; the error to raise."""
-        if self._circuit.failed(reason):
+        text = str(reason).removeprefix(f"{self._what}: ")
+        if self._circuit.failed(text):
             self._watch()
-        return StoreUnavailable(f"{self._what}: {reason}")
+        return self._unavailable(text)
 
     async def close(self) -> None:
         """Safe to call twice."""
@@ -131,20 +136,35 @@ class GuardedRedis:
         await self._tasks.cancel()
         await self._link.close()
 
-    async def _exchange(self, commands: Sequence[Command], seconds: float) -> list[Any]:
+    async def _ask(self, commands: Sequence[Command], seconds: float) -> list[Any]:
+        try:
+            replies = await self._within(seconds, self._link.ask(commands))
+            self._refuse_errors(replies)
+        except StoreUnavailable as error:
+            self.failed(error)
+            raise
+        self.succeeded()
+        return replies
+
+    async def _within(self, seconds: float, replies: Awaitable[_T]) -> _T:
         try:
             async with asyncio.timeout(seconds):
-                return await self._link.ask(commands)
+                return await replies
         except TimeoutError:
-            raise self.failed(f"no reply within {seconds:g} s") from None
+            raise self._unavailable(f"no reply within {seconds:g} s") from None
         except Exception as error:  # boundary: redis-py stumbles over a broken server in many ways
-            raise self.failed(str(error) or type(error).__name__) from error
+            raise self._unavailable(str(error) or type(error).__name__) from error
 
-    def _refused(self, reply: ResponseError) -> StoreUnavailable:
-        if isinstance(reply, ReadOnlyError):
-            # Demoted: the name may lead to the new primary by now.
-            self._tasks.start(self._link.drop_idle(), name="redis-fail-over")
-        return self.failed(str(reply))
+    def _refuse_errors(self, replies: Sequence[object]) -> None:
+        for reply in replies:
+            if isinstance(reply, ReadOnlyError):
+                # Demoted: the name may lead to the new primary by now.
+                self._tasks.start(self._link.drop_idle(), name="redis-fail-over")
+            if isinstance(reply, ResponseError):
+                raise self._unavailable(reply)
+
+    def _unavailable(self, reason: object) -> StoreUnavailable:
+        return StoreUnavailable(f"{self._what}: {reason}")
 
     def _watch(self) -> None:
         if not self._closed and not self._watched:
@@ -167,7 +187,7 @@ class GuardedRedis:
 
     async def _is_well(self) -> bool:
         try:
-            await self.ask_anyway([self._probe], _PROBE_SECONDS)
+            await self._ask([self._probe], _PROBE_SECONDS)
         except StoreUnavailable:
             return False
         return True
