@@ -85,7 +85,7 @@ class Marks:
         if kind == (EVERYTHING, False, False):
             self._everything = mark.number
             self._forget_covered()
-        elif len(self._marks) > self._most:
+        if len(self._marks) > self._most:
             self._fold()
         return True
 
