@@ -106,9 +106,24 @@ class GuardedRedis:
     ) -> Any:
         """What the script returns, within `seconds`, or StoreUnavailable.
 
-        Also while the circuit is open: where somebody waits, `admit` comes first. The outcome is
-        for the caller to count, by `succeeded` or `failed`.
+        Also while the circuit is open: where somebody waits, `admit` comes first.
         """
+        try:
+            reply = await self.attempt(script, keys, arguments, seconds)
+        except StoreUnavailable as error:
+            self.failed(error)
+            raise
+        self.succeeded()
+        return reply
+
+    async def attempt(
+        self,
+        script: RedisScript,
+        keys: Sequence[str],
+        arguments: Sequence[Argument],
+        seconds: float,
+    ) -> Any:
+        """The same, with an outcome that is for the caller to count."""
         reply = await self._within(seconds, script.run(self._link.ask, keys, arguments))
         self._refuse_errors([reply])
         return reply

@@ -152,7 +152,7 @@ class RedisCoalescer:
 
     async def _acquire(self, keys: Sequence[str]) -> list[Lease | Followed]:
         names = [self._names.fence, *map(self._names.lease, keys)]
-        reply = await self._redis.run(
+        reply = await self._redis.attempt(
             ACQUIRE, names, [self._lease_ms, _FENCE_MS], _PATIENCE_SECONDS
         )
         match reply:

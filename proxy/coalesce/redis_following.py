@@ -112,11 +112,9 @@ class StreamReader:
                 JOIN, [self._doorbell, *leases], [_DOORBELL_MS, *tokens], self._timeout_seconds
             )
         except StoreUnavailable as error:
-            self._redis.failed(error)
             for follow in joining:
                 follow.settle(error)
             return
-        self._redis.succeeded()
         for follow in joining:
             await self._announce(follow)
 

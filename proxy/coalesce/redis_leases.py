@@ -1,6 +1,7 @@
 """The leases that this process holds in Redis: renewed and released many at a time."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
@@ -146,13 +147,11 @@ class HeldLeases:
             found = await self._redis.run(
                 RENEW, keys, [self._lease_ms, self._stream_ms, *tokens], self._timeout_seconds
             )
-        except StoreUnavailable as error:
-            self._redis.failed(error)
-            return
+        except StoreUnavailable:
+            return  # counted; the next renewal may come in time
         if not isinstance(found, list) or len(found) != len(leases):
             self._redis.failed("the reply is not of the form that was asked for")
             return
-        self._redis.succeeded()
         for lease, state in zip(leases, found, strict=True):
             if state == _LOST:
                 lease.lost = True
@@ -188,12 +187,8 @@ class HeldLeases:
         told: list[str | int] = [self._stream_ms]
         for lease, end, _ in batch:
             told += [lease.token, lease.records, end.value]
-        try:
+        with contextlib.suppress(StoreUnavailable):  # counted; the leases run out by themselves
             await self._redis.run(RELEASE, keys, told, self._timeout_seconds)
-        except StoreUnavailable as error:
-            self._redis.failed(error)
-        else:
-            self._redis.succeeded()
 
     def _keys_of(self, lease: RedisLease) -> tuple[str, str]:
         return self._names.lease(lease.key), self._names.flight(lease.key, lease.token)
