@@ -98,12 +98,19 @@ class Caller(asyncio.Protocol):
             self._transport.close()
 
 
-def request(server: Running, body: bytes, path: str = "/v1/chat/completions") -> bytes:
-    """The bytes of one POST."""
-    return (
-        f"POST {path} HTTP/1.1\r\nhost: {HOST}:{server.port}\r\ncontent-type: application/json\r\n"
-        f"authorization: Bearer sk-bench\r\ncontent-length: {len(body)}\r\n\r\n"
-    ).encode() + body
+def request(
+    server: Running, body: bytes, path: str = "/v1/chat/completions", *headers: str
+) -> bytes:
+    """The bytes of one POST; `headers` are further lines."""
+    lines = [
+        f"POST {path} HTTP/1.1",
+        f"host: {HOST}:{server.port}",
+        "content-type: application/json",
+        "authorization: Bearer sk-bench",
+        f"content-length: {len(body)}",
+        *headers,
+    ]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
 async def callers(servers: Sequence[Running], count: int) -> list[Caller]:

@@ -145,6 +145,5 @@ class Load:
 SHARED_MODELS = tuple(
     name
     for name in CHAT_MODELS
-    if MODELS[name].more.get("coalesce", "shared") == "shared"
-    and "variants" not in MODELS[name].more
+    if not MODELS[name].more.keys() & {"coalesce", "variants", "refresh_ahead"}
 )

@@ -1,0 +1,293 @@
+"""A purge of a tag that covers many entries: how long it takes, what it holds up, what it costs.
+
+    python -m bench.bench_purge [--turns 3] [--entries 100000] [--only purge reads] [--write]
+
+- purge: the store is filled through the proxy (embeddings in batches of 1,000 inputs, an entry
+  each, all with one tag), then the tag is purged by `POST /admin/purge`, over a connection that
+  stands already. A client that asks for a hit again and again, from a second before to two seconds
+  after, tells whether anybody had to wait. That the purge held is checked with requests for some
+  of the entries, with `only-if-cached`, before and after.
+- reads: what looking at the marks of purges adds to a hit. Proxies with no mark, with one and with
+  1,000 (of tags that no entry has) take turns under wrk; requests are never repeated byte for byte,
+  so that each hit is decoded and compared with the marks.
+"""
+
+import argparse
+import asyncio
+import hashlib
+import itertools
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import orjson
+import uvloop
+from prometheus_client.parser import text_string_to_metric_families
+
+from bench.crowd import Caller, Heard, callers, request
+from bench.load import Requests, run
+from bench.machine import LOAD_CORE, cpu_seconds, described, pin, resident_bytes
+from bench.processes import Running, get, paced, proxy, redis, upstream
+from bench.report import middle, publish, table
+
+GOAL_MS = 10.0
+# What a purge may leave resident: a mark is some hundred bytes, a list of the entries is megabytes.
+FLAT_BYTES = 4 * 1024 * 1024
+BATCH = 1_000
+SAMPLES = 20
+TAG = "bench"
+ADMIN_KEY = "bench-admin"
+ADMIN = f"x-admin-key: {ADMIN_KEY}"
+BEFORE_SECONDS, AFTER_SECONDS = 1.0, 2.0
+MARKS = (0, 1, 1_000)
+READ_SECONDS = 3
+PARTS = ("purge", "reads")
+STORES = ("memory", "disk", "redis")
+
+T = TypeVar("T")
+_batches = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One purge: seconds it took, bytes resident, seconds that other clients waited at most."""
+
+    seconds: float
+    before: int
+    after: int
+    usual_wait: float
+    longest_wait: float
+
+
+def settings(store: str | Mapping[str, Any]) -> dict[str, Any]:
+    """One rule for embeddings, all with a tag, and one for chat without."""
+    rule = {"model_names": ["*"], "include_in_key": ["*"], "ttl_seconds": 3600}
+    rules = [
+        rule | {"name": "tagged", "endpoints": ["embeddings"], "tags": [TAG]},
+        rule | {"name": "others", "endpoints": ["chat"]},
+    ]
+    digest = hashlib.sha256(ADMIN_KEY.encode()).hexdigest()
+    return {
+        "cache_settings": {"rules": rules},
+        "store": store,
+        "admin": {"key_hashes": [f"sha256:{digest}"]},
+    }
+
+
+def purge_request(server: Running, tag: str) -> bytes:
+    """The bytes of a purge."""
+    return request(server, orjson.dumps({"tag": tag}), "/admin/purge", ADMIN)
+
+
+def batch_body(number: int) -> bytes:
+    """The same number, the same inputs."""
+    inputs = [f"input {at} of batch {number}" for at in range(BATCH)]
+    return orjson.dumps({"model": "text-embedding-3-small", "input": inputs})
+
+
+async def purge_turn(server: Running, entries: int) -> Turn:
+    """Fill, purge, and see what came of it."""
+    filler, prober = await callers([server], 2)
+    numbers = [next(_batches) for _ in range(math.ceil(entries / BATCH))]
+    await _fill(server, filler, numbers)
+    await _check(server, filler, numbers, cached=True)
+    waits: list[tuple[float, float]] = []
+    stop = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(_probe(server, prober, waits, stop))
+        await asyncio.sleep(BEFORE_SECONDS)
+        before = resident_bytes(server.pid)
+        began = time.monotonic()
+        purged = await filler.ask(purge_request(server, TAG))
+        assert purged.status == 200, bytes(purged.body)
+        await asyncio.sleep(AFTER_SECONDS)
+        after = resident_bytes(server.pid)
+        stop.set()
+    await _check(server, filler, numbers, cached=False)
+    for caller in (filler, prober):
+        caller.hang_up()
+    return Turn(
+        seconds=purged.seconds,
+        before=before,
+        after=after,
+        usual_wait=max(wait for moment, wait in waits if moment < began),
+        longest_wait=max(wait for moment, wait in waits if moment >= began - GOAL_MS / 1000),
+    )
+
+
+async def _fill(server: Running, caller: Caller, numbers: Sequence[int]) -> None:
+    wanted = len(numbers) * BATCH
+    already = _gauge(server, "magic_proxy_store_entries")
+    for number in numbers:
+        heard = await caller.ask(request(server, batch_body(number), "/v1/embeddings"))
+        assert heard.status == 200, bytes(heard.body[:300])
+        # The queue of writes is bounded, and what it can't take is dropped.
+        await _until_less(server, "magic_proxy_write_queue_entries", 5_000)
+    await _until_less(server, "magic_proxy_write_queue_entries", 1)
+    held = _gauge(server, "magic_proxy_store_entries")
+    assert held >= wanted, f"{held:,.0f} entries held ({already:,.0f} before), {wanted:,} wanted"
+
+
+async def _check(server: Running, caller: Caller, numbers: Sequence[int], *, cached: bool) -> None:
+    """Of some entries, whether a request finds them."""
+    for at in range(SAMPLES):
+        number = numbers[at * len(numbers) // SAMPLES]
+        one = {
+            "model": "text-embedding-3-small",
+            "input": f"input {at * BATCH // SAMPLES} of batch {number}",
+        }
+        path, only = "/v1/embeddings", "cache-control: only-if-cached"
+        heard = await caller.ask(request(server, orjson.dumps(one), path, only))
+        assert heard.status == (200 if cached else 504), (heard.status, heard.cache_status)
+
+
+async def _probe(
+    server: Running, caller: Caller, waits: list[tuple[float, float]], stop: asyncio.Event
+) -> None:
+    """Ask for one and the same hit; when each was asked, and how long it took."""
+    body = {"model": "gpt-4o", "messages": [{"role": "user", "content": "Hello"}]}
+    sent = request(server, orjson.dumps(body))
+    await caller.ask(sent)
+    while not stop.is_set():
+        heard: Heard = await caller.ask(sent)
+        assert heard.x_cache == "HIT", heard.cache_status
+        waits.append((heard.sent, heard.seconds))
+        await asyncio.sleep(0.001)
+
+
+async def _until_less(server: Running, name: str, bound: int) -> None:
+    while True:
+        if await asyncio.to_thread(_gauge, server, name) < bound:
+            return
+        await asyncio.sleep(0.01)
+
+
+def _gauge(server: Running, name: str) -> float:
+    """The largest sample of a gauge."""
+    text = get(server, "/metrics").decode()
+    return max(
+        sample.value
+        for family in text_string_to_metric_families(text)
+        if family.name == name
+        for sample in family.samples
+    )
+
+
+@contextmanager
+def stores(names: Sequence[str]) -> Iterator[dict[str, Running]]:
+    """A proxy for each store alone, with room for everything."""
+    with ExitStack() as stack:
+        behind = stack.enter_context(paced())
+        directory = stack.enter_context(tempfile.TemporaryDirectory())
+        servers = {}
+        for name in names:
+            store: dict[str, Any] = {"tiers": name, "write_queue_entries": 20_000}
+            if name == "memory":
+                store["memory"] = {"max_bytes": "2GiB"}
+            if name == "disk":
+                store["disk"] = {"path": f"{directory}/cache.sqlite3"}
+            if name == "redis":
+                port = stack.enter_context(redis()).port
+                store["redis"] = {"url": f"redis://127.0.0.1:{port}/0", "timeout_seconds": 1.0}
+            servers[name] = stack.enter_context(proxy(behind, settings(store)))
+        yield servers
+
+
+def purges(turns: int, entries: int) -> dict[str, list[Turn]]:
+    """All stores, in turns."""
+    came: dict[str, list[Turn]] = {name: [] for name in STORES}
+    with stores(STORES) as servers:
+        for _ in range(turns):
+            for name, server in servers.items():
+                came[name].append(_run(purge_turn(server, entries)))
+    return came
+
+
+def purge_report(came: Mapping[str, Sequence[Turn]], entries: int) -> str:
+    head = ["store", "purge, ms", "RSS before, MB", "after, MB", "longest wait, ms", "usually, ms"]
+    rows = [
+        [
+            name,
+            middle([1000 * turn.seconds for turn in turns], 1),
+            middle([turn.before / 1e6 for turn in turns]),
+            middle([turn.after / 1e6 for turn in turns]),
+            middle([1000 * turn.longest_wait for turn in turns], 1),
+            middle([1000 * turn.usual_wait for turn in turns], 1),
+        ]
+        for name, turns in came.items()
+    ]
+    fast = all(
+        statistics.median(1000 * turn.seconds for turn in turns) < GOAL_MS
+        for turns in came.values()
+    )
+    flat = all(turn.after - turn.before < FLAT_BYTES for turns in came.values() for turn in turns)
+    verdict = "**Reached.**" if fast and flat else "**Missed.**"
+    return (
+        f"A tag that covers {entries:,} entries:\n\n{table(head, rows)}\n\nGoal: answered in less"
+        f" than {GOAL_MS:.0f} ms, memory flat (within {FLAT_BYTES / 1e6:.0f} MB). {verdict}"
+    )
+
+
+async def _mark(server: Running, count: int) -> None:
+    """Purge so many tags that no entry has."""
+    (caller,) = await callers([server], 1)
+    for number in range(count):
+        heard = await caller.ask(purge_request(server, f"nobody-{number}"))
+        assert heard.status == 200, bytes(heard.body)
+    caller.hang_up()
+
+
+def reads(turns: int) -> str:
+    """The table of what marks add to a hit."""
+    came: dict[int, list[tuple[float, float]]] = {count: [] for count in MARKS}
+    with ExitStack() as stack:
+        behind = stack.enter_context(upstream())
+        servers = {count: stack.enter_context(proxy(behind, settings("memory"))) for count in MARKS}
+        for count, server in servers.items():
+            _run(_mark(server, count))
+            run(server, Requests.SPELLED, seconds=1)
+        for _ in range(turns):
+            for count, server in servers.items():
+                spent = cpu_seconds(server.pid)
+                load = run(server, Requests.SPELLED, seconds=READ_SECONDS)
+                spent = cpu_seconds(server.pid) - spent
+                came[count].append((spent / load.requests * 1e6, load.requests / load.seconds))
+    head = ["marks of purges", "CPU µs of a hit", "/ none", "hits/s"]
+    rows = []
+    for count, figures in came.items():
+        pairs = zip(figures, came[0], strict=True)
+        ratio = "" if count == 0 else middle([mine[0] / none[0] for mine, none in pairs], 2)
+        cpu, rates = [each[0] for each in figures], [each[1] for each in figures]
+        rows.append([f"{count:,}", middle(cpu), ratio, middle(rates)])
+    return table(head, rows)
+
+
+def _run(turn: Coroutine[Any, Any, T]) -> T:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(turn)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--entries", type=int, default=100_000)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--write", action="store_true", help="into docs/performance.md")
+    given = parser.parse_args()
+    pin(0, LOAD_CORE)
+    command = f"python -m bench.bench_purge --turns {given.turns}"
+    parts = [f"`{command}`: {described('aiohttp', 'uvicorn', 'uvloop')} Median (range)."]
+    if "purge" in given.only:
+        parts.append(purge_report(purges(given.turns, given.entries), given.entries))
+    if "reads" in given.only:
+        parts.append(reads(given.turns))
+    publish("purge", "\n\n".join(parts), write=given.write)
+
+
+if __name__ == "__main__":
+    main()
