@@ -11,7 +11,9 @@ ProxyError
 │   ├── MethodNotAllowed         405  the path is known, the method is not
 │   └── NotAuthenticated         401  no, or no known, client credential or admin key
 ├── NotCached                    504  `only-if-cached` and no entry
+├── CutOff                       503  a reader fell too far behind; its answer breaks off
 ├── UpstreamError                502  the upstream gave no usable answer
+│   ├── UpstreamFailing          502  it answered that it fails, and there is a stale entry instead
 │   ├── UpstreamUnreachable      502  refused, reset, unresolvable, TLS failure
 │   ├── UpstreamTimeout          504  one of the time-outs ran out before the first byte
 │   ├── UpstreamProtocolError    502  what came back was not HTTP, or ended in the middle
@@ -130,12 +132,29 @@ class NotCached(ProxyError):
     code = "not_cached"
 
 
+class CutOff(ProxyError):
+    """A client read so slowly that its part of a shared answer could not be held any longer."""
+
+    status = 503
+    code = "client_too_slow"
+
+
 class UpstreamError(ProxyError):
     """The upstream gave no usable answer."""
 
     status = 502
     type = "upstream_error"
     code = "upstream_failed"
+
+
+class UpstreamFailing(UpstreamError):
+    """It answered that it fails; raised only where a stale entry is served instead."""
+
+    code = "upstream_failing"
+
+    def __init__(self, message: str, *, status: int) -> None:
+        super().__init__(message)
+        self.answered = status
 
 
 class UpstreamUnreachable(UpstreamError):

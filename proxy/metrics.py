@@ -103,6 +103,18 @@ class Metrics:
         self._unreadable = self._counter(
             "magic_proxy_entries_unreadable", "Stored bytes that were no readable entry; deleted."
         )
+        self._unattended = self._counter(
+            "magic_proxy_unattended_flights",
+            "Upstream requests that ended with no client waiting: refreshes, and answers finished "
+            "for the store alone.",
+            "purpose",
+            "end",
+        )
+        self._collapsed = self._counter(
+            "magic_proxy_collapsed_requests",
+            "Requests that shared the upstream request of another.",
+            "endpoint",
+        )
         self._bound: dict[tuple[str, XCache], tuple[Counter, Histogram]] = {}
 
     def told(self, outcome: Outcome) -> None:
@@ -116,7 +128,10 @@ class Metrics:
         bound[0].inc()
         bound[1].observe(outcome.duration_seconds)
         if outcome.usage is not None:
-            self._count_usage(outcome, outcome.usage)
+            saved = outcome.collapsed or outcome.x_cache in {XCache.HIT, XCache.STALE}
+            self._count_usage(outcome.model, outcome.usage, saved=saved)
+        if outcome.collapsed:
+            self._collapsed.labels(outcome.endpoint).inc()
         if outcome.x_cache is not XCache.HIT:
             self._count_reasons(outcome)
 
@@ -131,6 +146,11 @@ class Metrics:
 
     def entry_unreadable(self) -> None:
         self._unreadable.inc()
+
+    def finished_unattended(self, purpose: str, end: str, model: str, usage: Usage | None) -> None:
+        self._unattended.labels(purpose, end).inc()
+        if usage is not None:
+            self._count_usage(model, usage, saved=False)
 
     def add_collector(self, collect: Callable[[], Iterable[Metric]]) -> None:
         """Have `collect` asked at each scrape."""
@@ -154,12 +174,11 @@ class Metrics:
         if not outcome.complete:
             self._incomplete.labels(outcome.endpoint).inc()
 
-    def _count_usage(self, outcome: Outcome, usage: Usage) -> None:
-        saved = outcome.x_cache in {XCache.HIT, XCache.STALE}
+    def _count_usage(self, model: str, usage: Usage, *, saved: bool) -> None:
         prompt, completion = self._saved if saved else self._billed
         prompt.inc(usage.prompt_tokens)
         completion.inc(usage.completion_tokens)
-        if self._prices and (price := self._price(outcome.model)) is not None:
+        if self._prices and (price := self._price(model)) is not None:
             self._cost.labels("saved" if saved else "billed").inc(price.of(usage))
 
     def _price(self, model: str) -> Price | None:

@@ -131,6 +131,8 @@ class RequestLog:
             members["completion_tokens"] = outcome.usage.completion_tokens
         if outcome.stream:
             members["stream"] = True
+        if outcome.collapsed:
+            members["collapsed"] = True
         if not outcome.complete:
             members["complete"] = False
         return members

@@ -6,7 +6,7 @@ Coalescing inside one process is the engine's own; this is about the other worke
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 
 class FlightEnd(StrEnum):
@@ -71,6 +71,7 @@ class Landed:
 FollowEvent: TypeAlias = Published | Landed
 
 
+@runtime_checkable
 class Followed(Protocol):
     """Somebody else holds the key's lease."""
 

@@ -1,7 +1,6 @@
 """What to do with a request: pure, closed, and explained by enum members.
 
-`before_lookup` says whether the cache is asked at all, `after_lookup` what the answer means,
-`may_store` whether the client lets the new answer be kept.
+`before_lookup` says whether the cache is asked at all, `after_lookup` what the answer means.
 """
 
 from dataclasses import dataclass
@@ -9,9 +8,10 @@ from typing import Final, TypeAlias, assert_never
 
 from proxy.core.control import NO_CONTROL, ClientControl
 from proxy.core.entry import Entry
-from proxy.core.freshness import age_seconds, is_fresh, remaining_seconds
+from proxy.core.freshness import age_seconds, is_fresh, is_stale_within, remaining_seconds
 from proxy.core.key import CacheKey, Derivation, NoKey
 from proxy.core.outcome import BypassReason, Forwarded, MissReason
+from proxy.core.rules import Rule
 
 # Names that mean something are shorter; a header or a log line must not take any length.
 _SHOWN_CHARACTERS: Final = 80
@@ -28,6 +28,25 @@ class Hit:
 
 
 @dataclass(frozen=True, slots=True)
+class StaleHit:
+    """Serve this entry, although its time is over; `revalidate` says to fetch a new one beside.
+
+    `ttl_seconds` is negative: for so long it has not been fresh.
+    """
+
+    key: CacheKey
+    entry: Entry
+    age_seconds: float
+    ttl_seconds: float
+    revalidate: bool = False
+
+    @classmethod
+    def of(cls, key: CacheKey, entry: Entry, now: float) -> "StaleHit":
+        """The entry at wall time `now`, served because nothing better can be had."""
+        return cls(key, entry, age_seconds(entry, now), remaining_seconds(entry, now))
+
+
+@dataclass(frozen=True, slots=True)
 class LookUp:
     """Ask the store for this key."""
 
@@ -36,11 +55,15 @@ class LookUp:
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Ask the upstream; the answer may become an entry under `key`."""
+    """Ask the upstream; the answer may become an entry under `key`.
+
+    `stale` is what may be served where the upstream fails.
+    """
 
     key: CacheKey
     forwarded: Forwarded
     reason: MissReason
+    stale: Entry | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +93,7 @@ class Refuse:
     reason: MissReason | BypassReason
 
 
-Decision: TypeAlias = Hit | Forward | Bypass | Refuse
+Decision: TypeAlias = Hit | StaleHit | Forward | Bypass | Refuse
 
 
 def control_of(derivation: Derivation, asked: ClientControl) -> ClientControl:
@@ -110,17 +133,26 @@ def _bypass(
 
 
 def after_lookup(
-    key: CacheKey, found: Entry | MissReason, control: ClientControl, *, now: float
-) -> Hit | Forward | Refuse:
-    """What the store's answer means at wall time `now`."""
+    key: CacheKey, found: Entry | MissReason, control: ClientControl, rule: Rule, *, now: float
+) -> Hit | StaleHit | Forward | Refuse:
+    """What the store's answer means at wall time `now`, under the rule in force."""
     if isinstance(found, MissReason):
         return _forward(key, Forwarded.MISS, found, control)
-    if not is_fresh(found, now):
-        return _forward(key, Forwarded.STALE, MissReason.EXPIRED, control)
     age = age_seconds(found, now)
-    if control.max_age_seconds is not None and age > control.max_age_seconds:
-        return _forward(key, Forwarded.REQUEST, MissReason.MAX_AGE, control)
-    return Hit(key, found, age, remaining_seconds(found, now))
+    if is_fresh(found, now):
+        if control.max_age_seconds is not None and age > control.max_age_seconds:
+            return _forward(key, Forwarded.REQUEST, MissReason.MAX_AGE, control)
+        return Hit(key, found, age, remaining_seconds(found, now))
+    # Who sets a max-age says how old an answer may be, and allows none beyond its time
+    # (RFC 9111 section 5.2.1.1).
+    allows_stale = control.max_age_seconds is None
+    if allows_stale and is_stale_within(found, rule.stale_while_revalidate_seconds, now):
+        revalidate = not (control.only_if_cached or control.no_store)
+        return StaleHit(key, found, age, remaining_seconds(found, now), revalidate)
+    usable = allows_stale and is_stale_within(found, rule.stale_if_error_seconds, now)
+    return _forward(
+        key, Forwarded.STALE, MissReason.EXPIRED, control, stale=found if usable else None
+    )
 
 
 def unservable(key: CacheKey, control: ClientControl) -> Forward | Refuse:
@@ -129,9 +161,14 @@ def unservable(key: CacheKey, control: ClientControl) -> Forward | Refuse:
 
 
 def _forward(
-    key: CacheKey, forwarded: Forwarded, reason: MissReason, control: ClientControl
+    key: CacheKey,
+    forwarded: Forwarded,
+    reason: MissReason,
+    control: ClientControl,
+    *,
+    stale: Entry | None = None,
 ) -> Forward | Refuse:
-    return Refuse(reason) if control.only_if_cached else Forward(key, forwarded, reason)
+    return Refuse(reason) if control.only_if_cached else Forward(key, forwarded, reason, stale)
 
 
 def bypass_reason(reason: NoKey | None) -> BypassReason:

@@ -1,9 +1,12 @@
 """How long an entry is fresh, and how old it is (RFC 9111 section 4.2, with our own clock)."""
 
+from math import log
 from typing import Protocol
 
 from proxy.core.control import directives, seconds
 from proxy.core.rules import Rule
+
+_UNLIKELY = 10.0  # -log of 1 in 22,000
 
 
 class Dated(Protocol):
@@ -43,6 +46,43 @@ def upstream_lifetime_seconds(cache_control: str | None) -> float | None:
         if name in found:
             return seconds(found[name])
     return None
+
+
+def is_stale_within(entry: Dated, seconds: float, now: float) -> bool:
+    """Whether the entry is past its freshness, by less than `seconds`."""
+    return entry.fresh_until <= now < entry.fresh_until + seconds
+
+
+class Refreshable(Dated, Protocol):
+    """An entry that says how long the upstream took for it."""
+
+    @property
+    def took_seconds(self) -> float: ...
+
+
+def refreshes_ahead(entry: Refreshable, now: float, *, eagerness: float, draw: float) -> bool:
+    """Whether this hit is the one that has a fresh entry replaced before its time.
+
+    `draw` is random, in (0, 1]. The sooner the end and the longer the upstream takes, the likelier:
+    so the more often an entry is asked for, the surer it is replaced in time, once (XFetch:
+    Vattani, Chierichetti and Lowenstein, Optimal Probabilistic Cache Stampede Prevention, 2015).
+    """
+    return now - entry.took_seconds * eagerness * log(draw) >= entry.fresh_until
+
+
+def certain_until(entry: Refreshable, *, eagerness: float) -> float:
+    """Until when a hit is as good as never the one that refreshes ahead (less than 1 in 20,000)."""
+    return entry.fresh_until - entry.took_seconds * eagerness * _UNLIKELY
+
+
+def jittered(lifetime: float, jitter: float, digest: str) -> float:
+    """The lifetime, shortened by a share of up to `jitter` that the key's digest decides.
+
+    Entries that are stored at one moment so expire at many, the same on every replica.
+    """
+    if not jitter:
+        return lifetime
+    return lifetime * (1.0 - jitter * int(digest[:8], 16) / 0xFFFFFFFF)
 
 
 def lifetime_seconds(rule: Rule, *, fallback: bool, cache_control: str | None) -> float:

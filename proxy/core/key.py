@@ -32,7 +32,9 @@ __all__ = [
 # A new number with every change of what is hashed or how: no old entry is found then.
 SCHEME_VERSION: Final = 1
 
-_STORE_KEY: Final = re.compile(r"v([1-9][0-9]*):([a-z]+):([a-z0-9-]+):([0-9a-f]{64})")
+_STORE_KEY: Final = re.compile(
+    r"v([1-9][0-9]*):([a-z]+):([a-z0-9-]+):([0-9a-f]{64})(?::[1-9][0-9]*)?"
+)
 
 
 class NoKey(StrEnum):
@@ -59,13 +61,14 @@ class CacheKey:
     scope: str
     digest: str
 
-    def store_key(self, prefix: str) -> str:
-        """The key as stores see it."""
-        return f"{prefix}v{self.scheme}:{self.endpoint.value}:{self.scope}:{self.digest}"
+    def store_key(self, prefix: str, variant: int = 0) -> str:
+        """The key as stores see it; that of a further answer to the same ends in its number."""
+        key = f"{prefix}v{self.scheme}:{self.endpoint.value}:{self.scope}:{self.digest}"
+        return f"{key}:{variant}" if variant else key
 
     @classmethod
     def parse(cls, store_key: str, prefix: str) -> "CacheKey":
-        """Read a store key back; ValueError where it is none under this prefix."""
+        """Read a store key back, of any variant; ValueError where it is none under this prefix."""
         parts = _STORE_KEY.fullmatch(store_key.removeprefix(prefix))
         if not store_key.startswith(prefix) or parts is None:
             raise ValueError("not a store key under this prefix")

@@ -36,6 +36,7 @@ class MissReason(StrEnum):
 
     ABSENT = "absent"  # nothing is stored under the key
     EXPIRED = "expired"  # an entry was there, past its freshness
+    PURGED = "purged"  # an entry was there, and a purge has named it since
     UNREADABLE = "unreadable"  # stored bytes did not decode to this entry; they were deleted
     STORE_DOWN = "store-down"  # the store did not answer in time, or its circuit is open
     FORM = "form"  # the entry can't be served in the form asked for (a usage chunk it lacks)

@@ -51,6 +51,10 @@ class NotStored(StrEnum):
     NO_LIFETIME = "no-lifetime"
     # The queue of writes is full.
     QUEUE_FULL = "queue-full"
+    # Another worker or replica has taken over, since this one was not heard of for too long.
+    LEASE_LOST = "lease-lost"
+    # The rule and the client give it more tags than an entry may have.
+    TOO_MANY_TAGS = "too-many-tags"
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +217,11 @@ class StreamRecorder:
         if self._transcript is not None and (usage := self._transcript.usage) is not None:
             return usage
         return self._usage
+
+    @property
+    def is_refused(self) -> bool:
+        """True once it is known that nothing will be stored, however the stream goes on."""
+        return self._refused is not None
 
     def feed(self, raw: bytes) -> None:
         """Take the next bytes of the stream, decoded, in any split."""

@@ -8,8 +8,8 @@ compared, by equality and not by a digest. Everything else takes the ordinary pa
 A request gets here only through the ordinary path: the protocol notes the bytes of a request that
 came whole in one read, and the edge, having answered it with a plain hit, offers them to the
 table with what it takes to give that answer again. Freshness, that the settings are still those
-under which the answer was given, and that no entry was replaced since (a client's `no-cache` does
-that), are checked on every hit.
+under which the answer was given, and that no entry was replaced or purged since (a client's
+`no-cache` replaces one), are checked on every hit.
 
 This lives behind uvicorn's option for a protocol class; on another server nothing is noted, and
 the application works without it.
@@ -23,7 +23,7 @@ from typing import Final
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from proxy.core.cache_status import outcome_headers
-from proxy.core.freshness import age_seconds, is_fresh, remaining_seconds
+from proxy.core.freshness import age_seconds, remaining_seconds
 from proxy.core.wire import Headers
 from proxy.edge.asgi import Scope
 from proxy.edge.http_protocol import BoundedProtocol
@@ -75,7 +75,7 @@ class HotTable:
             return None
         now = self._runtime.clock.wall()
         entry = hot.repeatable
-        if not is_fresh(entry, now):
+        if now >= entry.repeats_until:
             self._forget(request)
             return None
         outcome = entry.outcome.repeated(

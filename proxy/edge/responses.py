@@ -7,7 +7,7 @@ from proxy.core.outcome import Outcome, XCache
 from proxy.edge.asgi import Send
 from proxy.engine.answers import error_answer
 from proxy.engine.base import Answer, BodyStream, HeaderList
-from proxy.errors import ProxyError, UpstreamError
+from proxy.errors import CutOff, ProxyError, UpstreamError
 
 log = logging.getLogger("magic_proxy.edge")
 
@@ -44,6 +44,9 @@ async def send_stream(status: int, headers: HeaderList, body: BodyStream, send: 
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
         except UpstreamError as error:
             log.warning("an answer broke off upstream: %s", error.message)
+            return False
+        except CutOff as error:
+            log.warning("an answer was broken off: %s", error.message)
             return False
         await send({"type": "http.response.body", "body": b"", "more_body": False})
         return True

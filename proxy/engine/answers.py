@@ -13,11 +13,18 @@ from proxy.errors import ProxyError
 
 
 def hit_answer(
-    entry: Entry, rendered: Rendered, outcome: Outcome, *, repeats: bool, with_key: bool
+    entry: Entry,
+    rendered: Rendered,
+    outcome: Outcome,
+    *,
+    repeats: bool,
+    repeats_until: float = 0.0,
+    with_key: bool,
 ) -> Answer:
     """The stored answer in the form asked for, with its own request id and the outcome.
 
-    `repeats` says that the body would be the same for the same request again.
+    `repeats` says that the body would be the same for the same request again, until
+    `repeats_until` (wall-clock seconds).
     """
     same: HeaderList = [(b"content-type", rendered.content_type)]
     same += [pair for pair in entry.headers if pair[0] != b"content-type"]
@@ -30,7 +37,9 @@ def hit_answer(
     ]
     repeatable = None
     if repeats:
-        repeatable = Repeatable(entry.stored_at, entry.fresh_until, outcome, tuple(same), with_key)
+        repeatable = Repeatable(
+            entry.stored_at, entry.fresh_until, repeats_until, outcome, tuple(same), with_key
+        )
     return Answer(entry.status, headers, rendered.body, repeatable)
 
 

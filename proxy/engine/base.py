@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from proxy.access.base import Identity
+from proxy.core.entry import Usage
 from proxy.core.outcome import Outcome
 from proxy.core.wire import Endpoint, Headers
 
@@ -37,14 +38,15 @@ class BodyStream(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Repeatable:
-    """What it takes to give a hit's answer again while its entry is fresh.
+    """What it takes to give a hit's answer again, until the wall time `repeats_until`.
 
-    `headers` are those that stay the same; the rest is rendered from `outcome`. The times are the
-    entry's own; the entry itself is not held, its payload stands in the answer.
+    `headers` are those that stay the same; the rest is rendered from `outcome`. The other times
+    are the entry's own; the entry itself is not held, its payload stands in the answer.
     """
 
     stored_at: float
     fresh_until: float
+    repeats_until: float
     outcome: Outcome
     headers: Headers
     with_key: bool
@@ -79,4 +81,12 @@ class StorageObserver(Protocol):
 
     def entry_unreadable(self) -> None:
         """Stored bytes did not decode to the entry asked for, and were deleted."""
+        ...
+
+
+class FlightObserver(Protocol):
+    """Is told of upstream work that no client's outcome tells of."""
+
+    def finished_unattended(self, purpose: str, end: str, model: str, usage: Usage | None) -> None:
+        """`purpose` is `refresh`, or `finish` where all clients had gone; `end` a `FlightEnd`."""
         ...

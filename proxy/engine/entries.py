@@ -1,11 +1,17 @@
-"""Entries in and out of the store: decoding, own writes, and a store's failures as misses."""
+"""Entries in and out of the store: decoding, own writes, purges, and failures as misses."""
 
 import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import assert_never
 
+from proxy.clock import Clock
 from proxy.core.codec import decode
 from proxy.core.entry import Entry
+from proxy.core.marks import Verdict
 from proxy.core.outcome import MissReason
 from proxy.engine.base import StorageObserver
+from proxy.engine.generations import Generations
 from proxy.engine.write_behind import WriteBehind
 from proxy.errors import EntryUnreadable, StoreUnavailable
 from proxy.stores.base import Store
@@ -19,27 +25,43 @@ class Entries:
     """The engine's view of the store: an `Entry`, or the reason why there is none."""
 
     def __init__(
-        self, store: Store, writes: WriteBehind, tasks: TaskGroup, observer: StorageObserver
+        self,
+        store: Store,
+        writes: WriteBehind,
+        generations: Generations,
+        clock: Clock,
+        tasks: TaskGroup,
+        observer: StorageObserver,
     ) -> None:
         self._store = store
+        self._generations = generations
+        self._clock = clock
         self._writes = writes
         self._tasks = tasks
         self._observer = observer
-        self.replacements = 0
-        """How often an entry was stored where a fresh one may have been: what repeats an answer
-        without asking for its entry has to ask again when this changes."""
+        self._replaced = 0
+
+    @property
+    def replacements(self) -> int:
+        """Grows when an entry was stored where a fresh one may have been, and with every purge.
+
+        What repeats an answer without asking for its entry has to ask again when this changes.
+        """
+        return self._replaced + self._generations.changes
 
     def get_now(self, key: str) -> Entry | None:
         """The entry if it can be had without waiting; None where `get` has to be asked."""
-        if (entry := self._writes.pending(key)) is not None:
-            return entry
-        value = self._store.get_now(key)
-        if value is None or len(value) > _INLINE_BYTES:
-            return None
-        try:
-            return decode(value, key)
-        except EntryUnreadable:
-            return None  # `get` meets it too: it deletes and counts it, once
+        entry = self._writes.pending(key)
+        if entry is None:
+            value = self._store.get_now(key)
+            if value is None or len(value) > _INLINE_BYTES:
+                return None
+            try:
+                entry = decode(value, key)
+            except EntryUnreadable:
+                return None  # `get` meets it too: it deletes and counts it, once
+        valid = self._unless_purged(entry)
+        return valid if isinstance(valid, Entry) else None
 
     def is_stored(self, key: str) -> bool:
         """False while an entry is only on its way: the store may lose it, or keep it elsewhere."""
@@ -48,7 +70,7 @@ class Entries:
     async def get(self, key: str) -> Entry | MissReason:
         """The entry under `key`, or why it can't be had; never raises for a failing store."""
         if (entry := self._writes.pending(key)) is not None:
-            return entry
+            return self._unless_purged(entry)
         try:
             (value,) = await self._store.get_many([key])
         except StoreUnavailable:
@@ -58,17 +80,35 @@ class Entries:
             return MissReason.ABSENT
         try:
             if len(value) > _INLINE_BYTES:
-                return await asyncio.to_thread(decode, value, key)
-            return decode(value, key)
+                entry = await asyncio.to_thread(decode, value, key)
+            else:
+                entry = decode(value, key)
         except EntryUnreadable:
             return self._unreadable(key)
+        return self._unless_purged(entry)
 
     def put(self, entry: Entry, *, replaces: bool) -> bool:
         """Queue the entry; False where it was dropped. `replaces`: a fresh one may be there."""
         queued = self._writes.put(entry)
         if queued and replaces:
-            self.replacements += 1
+            self._replaced += 1
         return queued
+
+    async def settled(self, keys: Sequence[str]) -> None:
+        """Return when none of these keys is on its way to the store any more."""
+        await self._writes.settled(keys)
+
+    def _unless_purged(self, entry: Entry) -> Entry | MissReason:
+        """The entry, stale from now on where a soft purge named it."""
+        match self._generations.verdict(entry):
+            case Verdict.LIVE:
+                return entry
+            case Verdict.STALE:
+                return replace(entry, fresh_until=min(entry.fresh_until, self._clock.wall()))
+            case Verdict.GONE:
+                return MissReason.PURGED
+            case verdict:
+                assert_never(verdict)
 
     def _unreadable(self, key: str) -> MissReason:
         self._observer.entry_unreadable()

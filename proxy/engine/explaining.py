@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from proxy.core.control import NO_CONTROL
-from proxy.core.decision import Bypass, Hit, LookUp, after_lookup, before_lookup
+from proxy.core.decision import Bypass, Hit, LookUp, StaleHit, after_lookup, before_lookup
 from proxy.core.entry import Entry
 from proxy.core.explain import explain
 from proxy.core.freshness import age_seconds, remaining_seconds
@@ -49,10 +49,13 @@ async def explained(
     assert isinstance(looked, LookUp)
     store_key = looked.key.store_key(key_prefix)
     found = await entries.get(store_key)
-    decision = after_lookup(looked.key, found, NO_CONTROL, now=now)
+    assert derivation.rule is not None, "a key comes of a rule"
+    decision = after_lookup(looked.key, found, NO_CONTROL, derivation.rule, now=now)
     stored = _entry(found, now) if isinstance(found, Entry) else None
     if isinstance(decision, Hit):
         return Explained(XCache.HIT, None, told, stored)
+    if isinstance(decision, StaleHit):
+        return Explained(XCache.STALE, MissReason.EXPIRED.value, told, stored)
     reason = found if isinstance(found, MissReason) else MissReason.EXPIRED
     return Explained(XCache.MISS, reason.value, told, stored)
 

@@ -22,7 +22,11 @@ _MEMO_LENGTH: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the pure core makes of a call; `items` is how many vectors or choices it asks for."""
+    """What the pure core makes of a call.
+
+    `items` is how many vectors or choices it asks for, `generation` the number of the last purge
+    that was known when it began, `tags` None where there are more than an entry may have.
+    """
 
     call: Call
     chain: Chain
@@ -31,6 +35,18 @@ class Plan:
     wanted: Wanted
     items: int | None
     started: float
+    generation: int = 0
+    given_tags: tuple[str, ...] | None = ()
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The tags that an entry for this call gets."""
+        return self.given_tags or ()
+
+    @property
+    def tenant(self) -> str:
+        """The client's tenant, "" for none."""
+        return self.call.identity.tenant or ""
 
     @property
     def renews_ids(self) -> bool:
@@ -99,10 +115,22 @@ def account_values(headers: Headers, names: tuple[bytes, ...]) -> tuple[tuple[st
     )
 
 
-def make_plan(call: Call, forwarder: Forwarder, rules: RuleSet, *, started: float) -> Plan:
+def make_plan(
+    call: Call,
+    forwarder: Forwarder,
+    rules: RuleSet,
+    *,
+    started: float,
+    generation: int = 0,
+    tags_header: bytes | None = None,
+) -> Plan:
     """Read the body, resolve the model, derive the key. Raises `RequestError`."""
     request, chain = cacheable_request(call, forwarder)
     derivation = derive(request, rules)
+    templates = derivation.rule.tags if derivation.rule is not None else ()
+    tags: tuple[str, ...] | None = ()
+    if templates or tags_header is not None:
+        tags = ()
     return Plan(
         call=call,
         chain=chain,
@@ -111,4 +139,6 @@ def make_plan(call: Call, forwarder: Forwarder, rules: RuleSet, *, started: floa
         wanted=wanted_from(call.endpoint, request.fields),
         items=item_count(call.endpoint, request.fields),
         started=started,
+        generation=generation,
+        given_tags=tags,
     )

@@ -1,6 +1,7 @@
 """The service: drives the pure decisions, and does what they say."""
 
 import asyncio
+import random
 from dataclasses import dataclass, replace
 from typing import assert_never
 
@@ -8,27 +9,33 @@ from proxy.clock import Clock
 from proxy.core.coding import gzipped, wants_gzip
 from proxy.core.decision import (
     Bypass,
-    Decision,
     Forward,
     Hit,
     LookUp,
     Refuse,
-    after_lookup,
+    StaleHit,
     before_lookup,
     unservable,
 )
-from proxy.core.entry import Usage
+from proxy.core.freshness import certain_until, refreshes_ahead
 from proxy.core.key import CacheKey
 from proxy.core.matching import RuleSet
-from proxy.core.outcome import CLIENT_GONE, Forwarded, Outcome, XCache
+from proxy.core.outcome import CLIENT_GONE, Outcome, XCache
 from proxy.core.replay import FreshIds, Rendered, render
+from proxy.core.variants import Turns, variant_count
 from proxy.engine.answers import error_answer, hit_answer
 from proxy.engine.base import Answer, Call, Observer
 from proxy.engine.entries import Entries
 from proxy.engine.explaining import Explained, explained
-from proxy.engine.forwarding import Forwarding
+from proxy.engine.flights import Errand, Flights
+from proxy.engine.generations import Generations
+from proxy.engine.leading import Leader
+from proxy.engine.lookup import Found, LookUps
+from proxy.engine.outcomes import outcome_of, stale_outcome
 from proxy.engine.plan import Plan, make_plan
-from proxy.errors import NotCached, ProxyError
+from proxy.engine.refresh import Refreshes
+from proxy.engine.sharing import Sharing
+from proxy.errors import NotCached, ProxyError, UpstreamError
 from proxy.upstream.base import Forwarder
 
 # A longer body is read, and a longer payload put into another form, in a thread.
@@ -37,12 +44,25 @@ _INLINE_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class CachePolicy:
-    """What the operator set for the cache as a whole."""
+    """What the operator set for the cache as a whole; `tags_header` is in lower case."""
 
     rules: RuleSet
     enabled: bool = True
     key_prefix: str = "magic_proxy:cache:"
     expose_key: bool = False
+    tags_header: bytes | None = None
+    max_refreshes: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Lasting:
+    """What the services of one process share, whatever the configuration in force."""
+
+    entries: Entries
+    generations: Generations
+    flights: Flights
+    refreshes: Refreshes
+    turns: Turns
 
 
 class CacheService:
@@ -51,17 +71,23 @@ class CacheService:
     def __init__(
         self,
         policy: CachePolicy,
-        entries: Entries,
+        lasting: Lasting,
         forwarder: Forwarder,
         clock: Clock,
         observer: Observer,
     ) -> None:
         self._policy = policy
-        self._entries = entries
+        self._entries = lasting.entries
+        self._generations = lasting.generations
+        self._refreshes = lasting.refreshes
         self._forwarder = forwarder
         self._clock = clock
         self._observer = observer
-        self._forwarding = Forwarding(entries, forwarder, clock, observer)
+        self._leader = Leader(lasting.entries, forwarder, clock)
+        self._lookups = LookUps(
+            lasting.entries, lasting.flights, clock, lasting.turns, policy.key_prefix
+        )
+        self._sharing = Sharing(lasting.flights, self._leader, clock, observer)
 
     @property
     def replacements(self) -> int:
@@ -78,34 +104,41 @@ class CacheService:
         return self._begun(await asyncio.to_thread(self._plan, call))
 
     def _plan(self, call: Call) -> Plan:
-        return make_plan(call, self._forwarder, self._policy.rules, started=self._clock.monotonic())
+        return make_plan(
+            call,
+            self._forwarder,
+            self._policy.rules,
+            started=self._clock.monotonic(),
+            generation=self._generations.current,
+            tags_header=self._policy.tags_header,
+        )
 
     def _begun(self, plan: Plan) -> Answer | Plan:
         looked = self._before_lookup(plan)
         if isinstance(looked, LookUp):
-            found = self._entries.get_now(self.store_key(looked.key))
-            if found is not None and len(found.payload) <= _INLINE_BYTES:
-                decision = after_lookup(looked.key, found, plan.control, now=self._clock.wall())
-                if isinstance(decision, Hit):
-                    rendered = self._rendered(plan, decision)
-                    return plan if rendered is None else self._hit(plan, decision, rendered)
+            found = self._lookups.now(plan, looked)
+            if found is not None and isinstance(hit := found.decision, Hit):
+                is_short = len(hit.entry.payload) <= _INLINE_BYTES
+                rendered = self._rendered(plan, hit) if is_short else None
+                return plan if rendered is None else self._hit(plan, hit, found.store_key, rendered)
         return plan
 
     async def finish(self, plan: Plan) -> Answer:
         """The answer to a planned call; a proxy error becomes its envelope."""
-        decision: Decision | None = None
+        found: Found | Bypass | None = None
         try:
-            decision = await self._decide(plan)
-            return await self._answer(plan, decision)
+            found = await self._find(plan)
+            return await self._answer(plan, found)
         except asyncio.CancelledError:
-            gone = self._outcome(plan, XCache.ERROR, status=CLIENT_GONE, detail="client-gone")
-            self._observer.told(replace(gone, complete=False))
+            gone = self._outcome(plan, XCache.ERROR)
+            gone = replace(gone, status=CLIENT_GONE, detail="client-gone", complete=False)
+            self._observer.told(gone)
             raise
         except ProxyError as error:
+            decision = found.decision if isinstance(found, Found) else found
             went = decision.forwarded if isinstance(decision, Forward | Bypass) else None
-            outcome = self._outcome(
-                plan, XCache.ERROR, status=error.status, forwarded=went, detail=error.error_code
-            )
+            outcome = self._outcome(plan, XCache.ERROR)
+            outcome = replace(outcome, status=error.status, forwarded=went, detail=error.error_code)
             self._observer.told(outcome)
             return error_answer(error, outcome, with_key=self._shows_key(plan.call))
 
@@ -133,50 +166,87 @@ class CacheService:
             deliverable=plan.wanted.is_deliverable,
         )
 
-    async def _decide(self, plan: Plan) -> Decision:
+    async def _find(self, plan: Plan) -> Found | Bypass:
         looked = self._before_lookup(plan)
-        if not isinstance(looked, LookUp):
-            return looked
-        store_key = self.store_key(looked.key)
-        found = await self._entries.get(store_key)
-        return after_lookup(looked.key, found, plan.control, now=self._clock.wall())
-
-    async def _answer(self, plan: Plan, decision: Decision) -> Answer:
-        with_key = self._shows_key(plan.call)
-        match decision:
-            case Hit(key=key):
-                if len(decision.entry.payload) <= _INLINE_BYTES:
-                    rendered = self._rendered(plan, decision)
-                else:
-                    rendered = await asyncio.to_thread(self._rendered, plan, decision)
-                if rendered is None:
-                    return await self._answer(plan, unservable(key, plan.control))
-                return self._hit(plan, decision, rendered)
-            case Forward():
-                outcome = self._outcome(
-                    plan,
-                    XCache.MISS,
-                    forwarded=decision.forwarded,
-                    detail=decision.reason.value,
-                )
-                store_key = self.store_key(decision.key)
-                return await self._forwarding.forward(plan, outcome, store_key, with_key=with_key)
-            case Bypass():
-                outcome = self._outcome(
-                    plan,
-                    XCache.BYPASS,
-                    forwarded=decision.forwarded,
-                    detail=decision.detail,
-                )
-                return await self._forwarding.forward(plan, outcome, None, with_key=with_key)
+        match looked:
+            case LookUp():
+                return await self._lookups.find(plan, looked)
+            case Forward(key=key):
+                return Found(looked, self._lookups.renewed_key(plan, key))
             case Refuse(reason=reason):
-                raise NotCached(
-                    f"Only a cached answer was asked for, and there is none: {reason.value}."
-                )
+                raise _not_cached(reason.value)
+            case Bypass():
+                return looked
+            case _:
+                assert_never(looked)
+
+    async def _answer(self, plan: Plan, found: Found | Bypass) -> Answer:
+        if isinstance(found, Bypass):
+            outcome = self._outcome(plan, XCache.BYPASS)
+            outcome = replace(outcome, forwarded=found.forwarded, detail=found.detail)
+            return await self._forwarded(plan, outcome, None, Errand.BYPASS)
+        decision, store_key = found.decision, found.store_key
+        match decision:
+            case Hit() | StaleHit():
+                rendered = await self._put_into_form(plan, decision)
+                if rendered is None:
+                    again = unservable(decision.key, plan.control)
+                    return await self._answer(plan, Found(again, store_key))
+                if isinstance(decision, Hit):
+                    return self._hit(plan, decision, store_key, rendered)
+                return self._stale_hit(plan, decision, store_key, rendered)
+            case Forward():
+                return await self._forward(plan, decision, store_key)
+            case Refuse(reason=reason):
+                raise _not_cached(reason.value)
             case _:
                 assert_never(decision)
 
-    def _rendered(self, plan: Plan, hit: Hit) -> Rendered | None:
+    async def _forward(self, plan: Plan, decision: Forward, store_key: str) -> Answer:
+        outcome = self._outcome(plan, XCache.MISS)
+        outcome = replace(outcome, forwarded=decision.forwarded, detail=decision.reason.value)
+        errand = Errand.RENEWAL if plan.control.no_cache else Errand.MISS
+        stale = decision.stale
+        if stale is None:
+            return await self._forwarded(plan, outcome, store_key, errand)
+        try:
+            return await self._forwarded(plan, outcome, store_key, errand, replaceable=True)
+        except UpstreamError as error:
+            now = self._clock.wall()
+            hit = StaleHit.of(decision.key, stale, now)
+            rendered = await self._put_into_form(plan, hit)
+            if rendered is None:
+                raise
+            outcome = stale_outcome(outcome, hit, error)
+            self._observer.told(outcome)
+            return hit_answer(
+                stale, rendered, outcome, repeats=False, with_key=self._shows_key(plan.call)
+            )
+
+    async def _forwarded(
+        self,
+        plan: Plan,
+        outcome: Outcome,
+        store_key: str | None,
+        errand: Errand,
+        *,
+        replaceable: bool = False,
+    ) -> Answer:
+        return await self._sharing.answer(
+            plan,
+            outcome,
+            store_key,
+            errand,
+            with_key=self._shows_key(plan.call),
+            replaceable=replaceable,
+        )
+
+    async def _put_into_form(self, plan: Plan, hit: Hit | StaleHit) -> Rendered | None:
+        if len(hit.entry.payload) <= _INLINE_BYTES:
+            return self._rendered(plan, hit)
+        return await asyncio.to_thread(self._rendered, plan, hit)
+
+    def _rendered(self, plan: Plan, hit: Hit | StaleHit) -> Rendered | None:
         """The entry in the form that the request wants, or None where it can't be put into it."""
         fresh = None
         if plan.renews_ids:
@@ -187,55 +257,46 @@ class CacheService:
             return replace(rendered, body=gzipped(rendered.body), content_encoding=b"gzip")
         return rendered
 
-    def _hit(self, plan: Plan, hit: Hit, rendered: Rendered) -> Answer:
-        call = plan.call
-        outcome = self._outcome(
-            plan,
-            XCache.HIT,
-            status=hit.entry.status,
-            ttl_seconds=hit.ttl_seconds,
-            age_seconds=hit.age_seconds,
-            usage=hit.entry.usage,
-        )
+    def _hit(self, plan: Plan, hit: Hit, store_key: str, rendered: Rendered) -> Answer:
+        rule = plan.derivation.rule
+        assert rule is not None
+        repeats_until = hit.entry.fresh_until
+        if rule.refresh_ahead and not plan.control.no_store:
+            eagerness = rule.refresh_ahead
+            draw = 1.0 - random.random()  # noqa: S311 - a chance, not a secret
+            if refreshes_ahead(hit.entry, self._clock.wall(), eagerness=eagerness, draw=draw):
+                self._refresh(plan, store_key)
+            repeats_until = certain_until(hit.entry, eagerness=eagerness)
+        outcome = outcome_of(plan, XCache.HIT, self._clock.monotonic(), hit)
         self._observer.told(outcome)
+        repeats = not plan.renews_ids and variant_count(plan.derivation) == 1
         return hit_answer(
             hit.entry,
             rendered,
             outcome,
-            repeats=not plan.renews_ids and self._entries.is_stored(self.store_key(hit.key)),
-            with_key=self._shows_key(call),
+            repeats=repeats and self._entries.is_stored(store_key),
+            repeats_until=repeats_until,
+            with_key=self._shows_key(plan.call),
         )
 
-    def _outcome(
-        self,
-        plan: Plan,
-        x_cache: XCache,
-        *,
-        status: int = 0,
-        forwarded: Forwarded | None = None,
-        detail: str | None = None,
-        ttl_seconds: float | None = None,
-        age_seconds: float | None = None,
-        usage: Usage | None = None,
-    ) -> Outcome:
-        call, derivation = plan.call, plan.derivation
-        return Outcome(
-            x_cache=x_cache,
-            endpoint=call.endpoint.value,
-            status=status,
-            model=plan.chain.model,
-            rule=derivation.rule.name if derivation.rule is not None else None,
-            digest=derivation.key.digest if derivation.key is not None else None,
-            forwarded=forwarded,
-            ttl_seconds=ttl_seconds,
-            age_seconds=age_seconds,
-            detail=detail,
-            usage=usage,
-            stream=plan.wanted.stream,
-            client=call.identity.client,
-            request_id=call.request_id,
-            duration_seconds=self._clock.monotonic() - plan.started,
+    def _stale_hit(self, plan: Plan, hit: StaleHit, store_key: str, rendered: Rendered) -> Answer:
+        if hit.revalidate:
+            self._refresh(plan, store_key)
+        outcome = outcome_of(plan, XCache.STALE, self._clock.monotonic(), hit)
+        self._observer.told(outcome)
+        return hit_answer(
+            hit.entry, rendered, outcome, repeats=False, with_key=self._shows_key(plan.call)
         )
+
+    def _refresh(self, plan: Plan, store_key: str) -> None:
+        self._refreshes.start(self._leader, plan, store_key, most=self._policy.max_refreshes)
+
+    def _outcome(self, plan: Plan, x_cache: XCache) -> Outcome:
+        return outcome_of(plan, x_cache, self._clock.monotonic())
 
     def _shows_key(self, call: Call) -> bool:
         return self._policy.expose_key or call.identity.admin
+
+
+def _not_cached(reason: str) -> NotCached:
+    return NotCached(f"Only a cached answer was asked for, and there is none: {reason}.")

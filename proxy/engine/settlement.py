@@ -1,14 +1,11 @@
-"""The account of one forwarded call: what its answer was worth, told once, when it is over."""
+"""What one upstream's answer was worth: judged once, and stored where it deserves it."""
 
-from dataclasses import replace
+from collections.abc import Callable
 
 from proxy.clock import Clock
-from proxy.core.entry import Usage
-from proxy.core.outcome import MissReason, Outcome
+from proxy.core.entry import Entry, Usage
 from proxy.core.recording import NotStored, Recording
 from proxy.core.rules import DEFAULT_FINISH_REASONS
-from proxy.core.stored_headers import shown_request_id
-from proxy.engine.base import Observer
 from proxy.engine.entries import Entries
 from proxy.engine.plan import Plan
 from proxy.engine.storing import entry_of, refusal
@@ -16,44 +13,43 @@ from proxy.upstream.base import Exchange
 
 # What is held of an answer that can't become an entry, to read its usage.
 _UNRECORDED_BYTES = 1024 * 1024
-# With these the look-up found nothing that could still be served.
-_NO_FRESH_ENTRY = frozenset({MissReason.ABSENT, MissReason.EXPIRED, MissReason.UNREADABLE})
 
 
 class Settlement:
-    """Turns the verdict on a recording into an entry, and the whole into the final outcome.
+    """Turns the verdict on a recording into an entry.
 
-    `store_key` None means that the cache was not asked, and is not told.
+    `store_key` None means that the cache was not asked, and is not told. `replaces`: a fresh entry
+    may be there. `began` is monotonic seconds at the time the upstream was asked; `void` says that
+    somebody else has the right to this key by now.
     """
 
     def __init__(
         self,
         plan: Plan,
         exchange: Exchange,
-        outcome: Outcome,
         store_key: str | None,
         *,
         entries: Entries,
         clock: Clock,
-        observer: Observer,
+        began: float,
+        replaces: bool = False,
+        void: Callable[[], bool] = lambda: False,
     ) -> None:
         self.plan = plan
         self.exchange = exchange
+        self.usage: Usage | None = None
+        self.stored: bool | None = None
+        self.entry: Entry | None = None
+        self.ttl_seconds: float | None = None
         self._entries = entries
         self._clock = clock
-        self._observer = observer
+        self._began = began
+        self._replaces = replaces
+        self._void = void
         self._store_key = store_key
         self._refusal = refusal(plan, exchange) if store_key is not None else None
+        self.not_stored: NotStored | None = self._refusal
         self._judged = False
-        self._told = False
-        self.outcome = replace(
-            outcome,
-            status=exchange.response.status,
-            forward_status=exchange.response.status,
-            upstream=exchange.upstream,
-            request_id=shown_request_id(exchange.response.headers) or outcome.request_id,
-            not_stored=self._refusal.value if self._refusal is not None else None,
-        )
 
     @property
     def records(self) -> bool:
@@ -77,31 +73,26 @@ class Settlement:
         if self._judged:
             return
         self._judged = True
-        self.outcome = replace(self.outcome, usage=usage)
+        self.usage = usage
         if not self.records:
             return
         refused = verdict if isinstance(verdict, NotStored) else self._store(verdict)
-        self.outcome = replace(
-            self.outcome,
-            stored=refused is None,
-            not_stored=refused.value if refused is not None else None,
-        )
-
-    def end(self, *, complete: bool) -> None:
-        """The client was sent everything, or was not; tells the outcome, once."""
-        if self._told:
-            return
-        self._told = True
-        duration = self._clock.monotonic() - self.plan.started
-        self.outcome = replace(self.outcome, complete=complete, duration_seconds=duration)
-        self._observer.told(self.outcome)
+        self.stored = refused is None
+        self.not_stored = refused
 
     def _store(self, recording: Recording) -> NotStored | None:
         rule, key = self.plan.derivation.rule, self._store_key
         assert rule is not None
         assert key is not None
+        if self._void():
+            return NotStored.LEASE_LOST
         now = self._clock.wall()
-        entry = entry_of(self.plan, rule, self.exchange, recording, store_key=key, now=now)
-        self.outcome = replace(self.outcome, ttl_seconds=entry.fresh_until - now)
-        replaces = self.outcome.detail not in _NO_FRESH_ENTRY
-        return None if self._entries.put(entry, replaces=replaces) else NotStored.QUEUE_FULL
+        took = self._clock.monotonic() - self._began
+        entry = entry_of(
+            self.plan, rule, self.exchange, recording, store_key=key, now=now, took=took
+        )
+        self.ttl_seconds = entry.fresh_until - now
+        if not self._entries.put(entry, replaces=self._replaces):
+            return NotStored.QUEUE_FULL
+        self.entry = entry
+        return None

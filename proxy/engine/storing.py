@@ -1,7 +1,7 @@
 """From a recording to an entry, and the reasons to leave an answer unstored that the call gives."""
 
 from proxy.core.entry import Entry
-from proxy.core.freshness import lifetime_seconds
+from proxy.core.freshness import jittered, lifetime_seconds
 from proxy.core.recording import NotStored, Recording
 from proxy.core.rules import Rule
 from proxy.core.stored_headers import stored_headers
@@ -26,6 +26,8 @@ def refusal(plan: Plan, exchange: Exchange) -> NotStored | None:
     """Why the answer may not be stored whatever it is, or None."""
     if plan.control.no_store:
         return NotStored.CLIENT_NO_STORE
+    if plan.given_tags is None:
+        return NotStored.TOO_MANY_TAGS
     if exchange.response.status != 200:  # noqa: PLR2004  # the one status whose body is an answer
         return NotStored.STATUS
     rule = plan.derivation.rule
@@ -35,17 +37,30 @@ def refusal(plan: Plan, exchange: Exchange) -> NotStored | None:
 
 
 def entry_of(
-    plan: Plan, rule: Rule, exchange: Exchange, recording: Recording, *, store_key: str, now: float
+    plan: Plan,
+    rule: Rule,
+    exchange: Exchange,
+    recording: Recording,
+    *,
+    store_key: str,
+    now: float,
+    took: float,
 ) -> Entry:
-    """The entry for a recording, fresh from `now` on for the rule's lifetime."""
-    until = now + lifetime_of(rule, exchange)
+    """The entry for a recording, fresh from `now` on for the rule's lifetime.
+
+    It is kept for longer where the rule lets it be served stale. `took` is in seconds.
+    """
+    key = plan.derivation.key
+    digest = key.digest if key is not None else ""
+    fresh_until = now + jittered(lifetime_of(rule, exchange), rule.ttl_jitter, digest)
+    stale_seconds = max(rule.stale_while_revalidate_seconds, rule.stale_if_error_seconds)
     return Entry(
         key=store_key,
         model=plan.chain.model,
         rule=rule.name,
         stored_at=now,
-        fresh_until=until,
-        expires_at=until,
+        fresh_until=fresh_until,
+        expires_at=fresh_until + stale_seconds,
         form=recording.form,
         status=exchange.response.status,
         headers=stored_headers(_lower(exchange.response.headers)),
@@ -53,6 +68,10 @@ def entry_of(
         payload=recording.payload,
         profile=exchange.profile,
         fallback=exchange.fallback,
+        tags=plan.tags,
+        tenant=plan.tenant,
+        generation=plan.generation,
+        took_seconds=took,
     )
 
 

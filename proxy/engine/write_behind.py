@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from proxy.core.codec import COMPRESS_ABOVE_BYTES, encode
@@ -45,6 +46,7 @@ class WriteBehind:
         self._work = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._batch_done = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._queued) + len(self._writing)
@@ -81,6 +83,11 @@ class WriteBehind:
             return False
         return True
 
+    async def settled(self, keys: Sequence[str]) -> None:
+        """Return when none of these keys is on its way any more: written, or lost."""
+        while any(self.pending(key) is not None for key in keys):
+            await self._batch_done.wait()
+
     async def _run(self) -> None:
         while True:
             await self._work.wait()
@@ -113,6 +120,8 @@ class WriteBehind:
         finally:
             self._bytes -= sum(len(entry.payload) for entry in self._writing.values())
             self._writing = {}
+            self._batch_done.set()
+            self._batch_done = asyncio.Event()
 
     async def _encoded(self, entry: Entry) -> Put:
         threshold = self._limits.compress_above_bytes

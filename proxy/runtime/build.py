@@ -95,6 +95,8 @@ def build_policy(settings: Settings) -> CachePolicy:
         enabled=cache.enabled,
         key_prefix=cache.key_prefix,
         expose_key=cache.expose_key,
+        tags_header=cache.tags_header.lower().encode() if cache.tags_header else None,
+        max_refreshes=cache.max_refreshes,
     )
 
 

@@ -13,9 +13,13 @@ from prometheus_client.metrics_core import Metric
 
 from proxy.clock import Clock, SystemClock
 from proxy.core.outcome import Outcome
+from proxy.core.variants import Turns
 from proxy.engine.base import Observer
 from proxy.engine.entries import Entries
-from proxy.engine.service import CacheService
+from proxy.engine.flights import Flights
+from proxy.engine.generations import Generations
+from proxy.engine.refresh import Refreshes
+from proxy.engine.service import CacheService, Lasting
 from proxy.engine.write_behind import WriteBehind
 from proxy.errors import StoreUnavailable
 from proxy.metrics import Metrics, StoreReport, gauge, key_metrics, store_metrics
@@ -31,6 +35,7 @@ from proxy.runtime.build import (
 )
 from proxy.runtime.certificates import check_certificates
 from proxy.runtime.request_ids import RequestIds
+from proxy.runtime.sharing import build_shared
 from proxy.runtime.snapshot import Snapshot
 from proxy.settings.models import Settings
 from proxy.stores.base import Store, StoreStats
@@ -81,7 +86,9 @@ class Runtime:
             observers.append(self._request_log)
         self._observer = _Observers(tuple(observers))
         self._writes: WriteBehind | None = None
-        self._entries: Entries | None = None
+        self._lasting: Lasting | None = None
+        self._flying = TaskGroup()
+        self._shared = build_shared(settings, self.clock)
         # Open ones: that of the settings in force, and those that requests still hold on to.
         self._forwarders: set[UpstreamSet] = set()
         self._forwarder: UpstreamSet | None = None
@@ -109,7 +116,7 @@ class Runtime:
         self._writes = WriteBehind(
             self._store, self._background, write_limits(self._settings), self.metrics
         )
-        self._entries = Entries(self._store, self._writes, self._background, self.metrics)
+        self._lasting = await self._last(self._writes)
         self._writes.start()
         if self._request_log is not None:
             self._background.start(self._request_log.run(), name="request-log")
@@ -124,7 +131,7 @@ class Runtime:
             if getattr(settings, section) != getattr(self._settings, section):
                 log.warning("the changes under %r take effect at the next start", section)
         self._latest = settings
-        if self._entries is not None:  # else the start puts them in force
+        if self._lasting is not None:  # else the start puts them in force
             self._put_in_force(settings)
         log.info("settings reloaded")
 
@@ -133,9 +140,13 @@ class Runtime:
         self.serving = False
         # The server has given answers under way their grace time before it calls this.
         await self.tasks.drain(_LAST_SECONDS)
+        await self._flying.drain(_LAST_SECONDS)
         if self._writes is not None and not await self._writes.drain(_LAST_SECONDS):
             log.warning("%d entries were not written before the stop", len(self._writes))
+        if self._lasting is not None:
+            await self._lasting.generations.close()
         await self._background.cancel()
+        await self._shared.close()
         for forwarder in tuple(self._forwarders):
             await self._close(forwarder)
         await self._store.close()
@@ -155,8 +166,27 @@ class Runtime:
         self._reports = await self.store_reports()
         return self.metrics.exposition()
 
+    async def _last(self, writes: WriteBehind) -> Lasting:
+        """What all configurations of this process share."""
+        await self._shared.open()
+        generations = Generations(
+            self._shared.marks,
+            self.clock,
+            self._background,
+            self.metrics,
+            poll_seconds=self._settings.cache_settings.purge_poll_seconds,
+        )
+        await generations.open()
+        entries = Entries(
+            self._store, writes, generations, self.clock, self._background, self.metrics
+        )
+        flights = Flights(
+            entries, generations, self.clock, self._flying, self.metrics, self._shared.coalescer
+        )
+        return Lasting(entries, generations, flights, Refreshes(flights), Turns())
+
     def _put_in_force(self, settings: Settings) -> None:
-        assert self._entries is not None
+        assert self._lasting is not None
         if self._snapshot is not None and self._forwarder is not None:
             # Requests hold on to the snapshot they began with: when the last of them lets go, its
             # connections can be closed.
@@ -169,7 +199,7 @@ class Runtime:
         self._forwarders.add(self._forwarder)
         self._snapshot = Snapshot(
             service=CacheService(
-                build_policy(settings), self._entries, self._forwarder, self.clock, self._observer
+                build_policy(settings), self._lasting, self._forwarder, self.clock, self._observer
             ),
             forwarder=self._forwarder,
             access=build_access(settings),
@@ -196,6 +226,12 @@ class Runtime:
                 "magic_proxy_write_queue_entries", "Entries on their way.", len(self._writes)
             )
         yield gauge("magic_proxy_in_flight", "Requests under way.", self.tasks.count("request"))
+        if self._lasting is not None:
+            flights, refreshes = self._lasting.flights, self._lasting.refreshes
+            yield gauge(
+                "magic_proxy_flights", "Upstream requests that others may join.", len(flights)
+            )
+            yield gauge("magic_proxy_refreshes_in_flight", "Refreshes under way.", len(refreshes))
         if self._forwarder is not None:
             yield from key_metrics(self._forwarder.key_states())
 

@@ -244,7 +244,7 @@ def test_B73_a_fault_of_the_proxy_itself_is_told_once(
     ("part", "target", "endpoint", "told"),
     [
         ("proxy.edge.passthrough.RawBody.__aiter__", "/v1/moderations", "other", "error"),
-        ("proxy.engine.streaming.StreamRecorder.feed", "/v1" + CHAT_PATH, "chat", "miss"),
+        ("proxy.engine.leading.StreamRecorder.feed", "/v1" + CHAT_PATH, "chat", "miss"),
     ],
 )
 def test_B73_a_fault_in_an_answer_that_has_begun_is_told_once(

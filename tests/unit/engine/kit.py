@@ -7,18 +7,26 @@ from dataclasses import dataclass, field
 import orjson
 
 from proxy.access.base import Identity
+from proxy.coalesce.base import Coalescer
+from proxy.core.entry import Usage
 from proxy.core.matching import RuleSet
 from proxy.core.outcome import Outcome
 from proxy.core.paths import FieldPath
 from proxy.core.rules import Rule
+from proxy.core.variants import Turns
 from proxy.core.wire import Endpoint, Headers
 from proxy.engine.base import Answer, Call
 from proxy.engine.entries import Entries
+from proxy.engine.flights import Flights
+from proxy.engine.generations import Generations
 from proxy.engine.plan import Plan
-from proxy.engine.service import CachePolicy, CacheService
+from proxy.engine.refresh import Refreshes
+from proxy.engine.service import CachePolicy, CacheService, Lasting
 from proxy.engine.write_behind import WriteBehind, WriteLimits
 from proxy.errors import StoreUnavailable, UpstreamError
 from proxy.stores.base import Put, StoreStats
+from proxy.stores.marks import MarkLog
+from proxy.stores.marks_local import LocalMarkLog
 from proxy.tasks import TaskGroup
 from proxy.upstream.base import Chain, Exchange, Outgoing, Profile
 from tests.fakes import FakeClock
@@ -68,6 +76,10 @@ class FaultyStore:
     async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
         await self._met("get")
         return [self.values.get(key) for key in keys]
+
+    async def heads(self, keys: Sequence[str], length: int) -> list[bytes | None]:
+        await self._met("get")
+        return [self.values.get(key, b"")[:length] or None for key in keys]
 
     async def put_many(self, puts: Sequence[Put]) -> None:
         await self._met("put")
@@ -156,6 +168,7 @@ class Witness:
 
     outcomes: list[Outcome] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+    unattended: list[tuple[str, str]] = field(default_factory=list)
     dropped: int = 0
     unreadable: int = 0
 
@@ -164,6 +177,9 @@ class Witness:
 
     def store_failed(self, operation: str) -> None:
         self.failed.append(operation)
+
+    def finished_unattended(self, purpose: str, end: str, model: str, usage: Usage | None) -> None:
+        self.unattended.append((purpose, end))
 
     def write_dropped(self) -> None:
         self.dropped += 1
@@ -182,16 +198,29 @@ class Engine:
         *,
         rule: Rule = RULE,
         limits: WriteLimits | None = None,
+        coalescer: Coalescer | None = None,
+        marks: MarkLog | None = None,
     ) -> None:
         self.store = store or FaultyStore()
         self.forwarder = forwarder or ScriptedForwarder()
         self.clock = FakeClock()
         self.witness = Witness()
         self.tasks = TaskGroup()
+        self.flying = TaskGroup()
         self.writes = WriteBehind(self.store, self.tasks, limits or WriteLimits(), self.witness)
-        self.entries = Entries(self.store, self.writes, self.tasks, self.witness)
+        self.generations = Generations(
+            marks or LocalMarkLog(self.clock), self.clock, self.tasks, self.witness
+        )
+        self.entries = Entries(
+            self.store, self.writes, self.generations, self.clock, self.tasks, self.witness
+        )
+        self.flights = Flights(
+            self.entries, self.generations, self.clock, self.flying, self.witness, coalescer
+        )
+        self.refreshes = Refreshes(self.flights)
+        lasting = Lasting(self.entries, self.generations, self.flights, self.refreshes, Turns())
         self.service = CacheService(
-            CachePolicy(RuleSet((rule,))), self.entries, self.forwarder, self.clock, self.witness
+            CachePolicy(RuleSet((rule,))), lasting, self.forwarder, self.clock, self.witness
         )
         self.writes.start()
 
@@ -201,11 +230,18 @@ class Engine:
         begun = await self.service.begin(call(orjson.dumps(body)))
         return await self.service.finish(begun) if isinstance(begun, Plan) else begun
 
+    async def ask_with(self, *headers: tuple[bytes, bytes], **members: object) -> Answer:
+        """The same with request headers."""
+        body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], **members}
+        begun = await self.service.begin(call(orjson.dumps(body), *headers))
+        return await self.service.finish(begun) if isinstance(begun, Plan) else begun
+
     async def settled(self) -> None:
         """All that was to be written is written."""
         assert await self.writes.drain(5)
 
     async def stop(self) -> None:
+        await self.flying.cancel()
         await self.tasks.cancel()
 
 

@@ -1,7 +1,7 @@
 """The account of a forwarded call: judged once, stored where it may be, told once."""
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import orjson
 import pytest
@@ -12,6 +12,8 @@ from proxy.core.outcome import Forwarded, MissReason, Outcome, XCache
 from proxy.core.recording import NotStored, Recording
 from proxy.core.rules import DEFAULT_FINISH_REASONS, Rule
 from proxy.core.wire import Headers
+from proxy.engine.account import Account
+from proxy.engine.flight import Flight, Head
 from proxy.engine.plan import make_plan
 from proxy.engine.settlement import Settlement
 from proxy.engine.write_behind import WriteLimits
@@ -37,6 +39,47 @@ async def engine() -> AsyncIterator[Engine]:
     await running.stop()
 
 
+@dataclass(frozen=True)
+class Settled:
+    """A settlement, and the account of the client whose request led to it."""
+
+    flight: Flight
+    account: Account
+    settlement: Settlement
+
+    @property
+    def outcome(self) -> Outcome:
+        head = Head(self.status, self.headers, is_stream=False, upstream="main")
+        self.account.forwarded(self.flight, head, leads=True)
+        return self.account.outcome
+
+    @property
+    def status(self) -> int:
+        return self.settlement.exchange.response.status
+
+    @property
+    def headers(self) -> Headers:
+        return self.settlement.exchange.response.headers
+
+    @property
+    def records(self) -> bool:
+        return self.settlement.records
+
+    @property
+    def max_bytes(self) -> int:
+        return self.settlement.max_bytes
+
+    @property
+    def finish_reasons(self) -> frozenset[str]:
+        return self.settlement.finish_reasons
+
+    def judge(self, verdict: Recording | NotStored, usage: Usage | None) -> None:
+        self.settlement.judge(verdict, usage)
+
+    def end(self, *, complete: bool) -> None:
+        self.account.end(complete=complete, flight=self.flight)
+
+
 def settling(
     engine: Engine,
     said: Said | None = None,
@@ -45,18 +88,22 @@ def settling(
     asked: Headers = (),
     store_key: str | None = KEY,
     fallback: bool = False,
-) -> Settlement:
+    void: bool = False,
+) -> Settled:
     started = engine.clock.monotonic()
     plan = make_plan(call(BODY, *asked), ScriptedForwarder(), RuleSet((rule,)), started=started)
-    return Settlement(
+    flight = Flight(plan, store_key, shared=False, finishes=True, stored_at=0.0)
+    settlement = Settlement(
         plan,
         Exchange(said or Said(), "main", "second", fallback=fallback),
-        MISS,
         store_key,
         entries=engine.entries,
         clock=engine.clock,
-        observer=engine.witness,
+        began=started - 2.5,
+        void=lambda: void,
     )
+    flight.settlement = settlement
+    return Settled(flight, Account(MISS, engine.witness, engine.clock, started), settlement)
 
 
 def queued(engine: Engine) -> Entry | None:
@@ -88,6 +135,7 @@ async def test_B14_what_is_good_becomes_an_entry(engine: Engine) -> None:
         payload=b"{}",
         profile="second",
         fallback=True,
+        took_seconds=2.5,
     )
     outcome = settlement.outcome
     assert (outcome.stored, outcome.not_stored, outcome.ttl_seconds) == (True, None, 60.0)
@@ -170,6 +218,38 @@ async def test_B21_the_first_verdict_counts(
 
     assert settlement.outcome == before
     assert len(engine.writes) == (first is GOOD)
+
+
+async def test_B41_what_was_made_under_a_lost_lease_is_not_stored(engine: Engine) -> None:
+    settlement = settling(engine, void=True)
+
+    settlement.judge(GOOD, USAGE)
+
+    assert queued(engine) is None
+    assert settlement.outcome.not_stored == "lease-lost"
+
+
+async def test_B15_an_entry_is_kept_for_as_long_as_it_may_be_served_stale(engine: Engine) -> None:
+    rule = replace(RULE, stale_while_revalidate_seconds=5.0, stale_if_error_seconds=30.0)
+
+    settling(engine, rule=rule).judge(GOOD, USAGE)
+
+    entry = queued(engine)
+    assert entry is not None
+    assert (entry.fresh_until - entry.stored_at, entry.expires_at - entry.stored_at) == (60, 90)
+
+
+async def test_B15_jitter_shortens_by_its_share_at_most_and_by_the_key(engine: Engine) -> None:
+    settlement = settling(engine, rule=replace(RULE, ttl_jitter=0.5))
+
+    settlement.judge(GOOD, USAGE)
+
+    entry = queued(engine)
+    assert entry is not None
+    digest = settlement.settlement.plan.derivation.key
+    assert digest is not None
+    share = int(digest.digest[:8], 16) / 0xFFFFFFFF
+    assert entry.fresh_until - entry.stored_at == pytest.approx(60 * (1 - 0.5 * share))
 
 
 @pytest.mark.parametrize(("first", "second"), [(True, False), (False, True)])

@@ -1,0 +1,170 @@
+"""A flight: one upstream request that all who ask the same at once share (B40, B41).
+
+It belongs to the engine: a task of its own works on it, and clients come and go. It has a head
+(status and headers, or an error), a body in pieces, and an end.
+"""
+
+import asyncio
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from proxy.coalesce.base import FlightEnd
+from proxy.core.entry import Entry
+from proxy.core.wire import Headers
+from proxy.engine.broadcast import Broadcast
+from proxy.engine.plan import Plan
+from proxy.errors import ProxyError, UpstreamError
+
+if TYPE_CHECKING:
+    from proxy.engine.settlement import Settlement
+
+# What is held of a body that nobody may join and that can't become an entry.
+_UNSHARED_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """How the answer begins.
+
+    `body` is the whole body where it came whole before anything was said of it (JSON), None where
+    it is read piece by piece. `has_usage`: a stream's pieces hold the usage chunk; `trims`: they
+    can be had without it. `is_opaque`: the pieces are in a coding that only the leader's client
+    asked for. `upstream` is the upstream's name.
+    """
+
+    status: int
+    headers: Headers
+    is_stream: bool
+    upstream: str
+    body: bytes | None = None
+    has_usage: bool = False
+    trims: bool = False
+    is_opaque: bool = False
+
+
+class Flight:
+    """The shared state of one upstream request; its task feeds it, participants read it.
+
+    `key` is the store key, or None where the answer is nobody else's and never stored.
+    `settlement` is set by this process's own upstream request, `entry` once it was stored.
+    """
+
+    def __init__(
+        self, plan: Plan, key: str | None, *, shared: bool, finishes: bool, stored_at: float
+    ) -> None:
+        self.plan = plan
+        self.key = key if key is not None else ""
+        self.store_key = key
+        self.shared = shared
+        self.stored_at = stored_at
+        rule = plan.derivation.rule
+        self.rule = rule.name if rule is not None else ""
+        self.max_bytes = rule.max_entry_bytes if rule and shared else _UNSHARED_BYTES
+        self.body = Broadcast(max_bytes=self.max_bytes, keeps=shared)
+        self.settlement: Settlement | None = None
+        self.entry: Entry | None = None
+        self.end: FlightEnd | None = None
+        self.collapsed = False
+        """True where another process asked the upstream."""
+        self.task: asyncio.Task[None] | None = None
+        self.sharing: asyncio.Task[None] | None = None
+        """Publishes to followers elsewhere, where there are any."""
+        self.is_off_table = False
+        self._finishes = finishes
+        self._participants = 0
+        self._head: Head | None = None
+        self._error: ProxyError | None = None
+        self._headed = asyncio.Event()
+        self._landed = asyncio.Event()
+
+    # What purges look at.
+
+    @property
+    def model(self) -> str:
+        """The internal model name."""
+        return self.plan.chain.model
+
+    @property
+    def tenant(self) -> str:
+        """The client's tenant, "" for none."""
+        return self.plan.tenant
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The tags that the entry will have."""
+        return self.plan.tags
+
+    @property
+    def generation(self) -> int:
+        """The last purge known when the call began."""
+        return self.plan.generation
+
+    # What its source says.
+
+    def begin(self, head: Head) -> None:
+        """The head is known."""
+        self._head = head
+        self._headed.set()
+
+    async def reading(self) -> None:
+        """Return when all who waited for the head have begun to read."""
+        await asyncio.sleep(0)  # they were woken before, and wait for nothing between
+
+    def land(self, end: FlightEnd, entry: Entry | None = None) -> None:
+        """What becomes of the work is known, once; participants that wait for it go on."""
+        if self.end is None:
+            self.end = end
+            self.entry = entry
+            self._landed.set()
+            self._headed.set()
+
+    def fail(self, error: ProxyError) -> None:
+        """There is no answer, or no more of it."""
+        if not self.body.closed:
+            self.body.close(error)
+        if self._head is None:
+            self._error = error
+        self.land(FlightEnd.FAILED)
+
+    def abandon(self) -> None:
+        """Nobody works on it any more; without effect on one that came to its end."""
+        if not self.body.closed:
+            self.body.close(UpstreamError("The request was given up."))
+        self.land(FlightEnd.ABANDONED)
+
+    # What participants do.
+
+    async def headed(self) -> Head | None:
+        """The head, when it is there; None where it landed without one. Raises its failure."""
+        await self._headed.wait()
+        if self._error is not None:
+            raise copy.copy(self._error)  # one instance would gather the traces of all who raise it
+        return self._head
+
+    async def landed(self) -> FlightEnd:
+        """The end, when it is known."""
+        await self._landed.wait()
+        assert self.end is not None
+        return self.end
+
+    @property
+    def is_unattended(self) -> bool:
+        """True while no client waits for it."""
+        return self._participants == 0
+
+    def board(self) -> None:
+        """One more waits for this flight."""
+        self._participants += 1
+
+    def leave(self) -> None:
+        """One waits no more; with the last one the work may lose its point."""
+        self._participants -= 1
+        if self._participants == 0 and not self._goes_on() and self.task is not None:
+            self.task.cancel()
+
+    def _goes_on(self) -> bool:
+        """Whether the work is worth its end with nobody waiting: only for an entry (B42)."""
+        if self.end is not None or not self._finishes:
+            return False
+        return self.settlement is None or self.settlement.records

@@ -1,0 +1,308 @@
+"""Leading a flight: ask the upstream, let all who wait have what comes, record it beside."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+import orjson
+
+from proxy.clock import Clock
+from proxy.coalesce.base import FlightEnd
+from proxy.core.coding import Decoder, UnreadableCoding, decoder, readable_accept_encoding
+from proxy.core.entry import Usage
+from proxy.core.recording import NotStored, Recording, StreamRecorder, UsageFilter, judge_json
+from proxy.core.resume import Resumption
+from proxy.core.transcript import read_usage
+from proxy.core.wire import Headers
+from proxy.engine.broadcast import Piece
+from proxy.engine.entries import Entries
+from proxy.engine.flight import Flight, Head
+from proxy.engine.plan import Plan
+from proxy.engine.reading import read_up_to
+from proxy.engine.settlement import Settlement
+from proxy.errors import UpstreamError, UpstreamProtocolError
+from proxy.upstream.base import Exchange, Forwarder, Outgoing
+
+# A longer body is decoded and parsed, and a longer recording judged, in a thread.
+_INLINE_BYTES = 128 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Leader:
+    """What it takes to lead flights, under one configuration."""
+
+    entries: Entries
+    forwarder: Forwarder
+    clock: Clock
+
+    async def fly(
+        self,
+        flight: Flight,
+        *,
+        replaces: bool,
+        void: Callable[[], bool],
+        landed: Callable[[], None],
+    ) -> None:
+        """Ask the upstream and bring the flight to its end; `landed` is called when that is known.
+
+        A flight that already has a part of its body, from a leader that died, goes on after it
+        where the new answer begins in the same way. Raises `UpstreamError`.
+        """
+        plan = flight.plan
+        began = self.clock.monotonic()
+        exchange = await self.forwarder.send(plan.chain, _outgoing(plan, flight.store_key))
+        try:
+            flight.settlement = settlement = Settlement(
+                plan,
+                exchange,
+                flight.store_key,
+                entries=self.entries,
+                clock=self.clock,
+                began=began,
+                replaces=replaces,
+                void=void,
+            )
+            if _media_type(exchange.response.headers) == b"text/event-stream":
+                await _Stream(flight, settlement, landed).relay()
+            elif flight.body.begun:
+                raise UpstreamProtocolError("The leader died, and the answer came in another form.")
+            else:
+                await _whole(flight, settlement, landed)
+        finally:
+            await exchange.response.aclose()
+
+
+class _Stream:
+    """A streamed answer on its way into the flight.
+
+    The verdict falls before the terminal event is handed on: a client that asks again at once
+    finds the entry.
+    """
+
+    def __init__(self, flight: Flight, settlement: Settlement, landed: Callable[[], None]) -> None:
+        self._flight = flight
+        self._settlement = settlement
+        self._landed = landed
+        exchange = settlement.exchange
+        self._recorder = StreamRecorder(
+            store_finish_reasons=settlement.finish_reasons,
+            max_bytes=settlement.max_bytes if settlement.records else 0,
+            choices=settlement.plan.items,
+        )
+        self._coded = _text(exchange.response.headers, b"content-encoding") is not None
+        self._decoder = _decoder(exchange)
+        # In the client's own coding the bytes go through untouched where nobody else reads them.
+        self._plain = self._decoder is not None and (flight.store_key is not None)
+        wants = settlement.plan.wanted.include_usage
+        self._has_usage = exchange.usage_requested or wants
+        # Where the client asked for usage itself, those who did not filter it out for themselves.
+        trims = exchange.usage_requested and not wants and self._plain
+        self._filter = UsageFilter() if trims else None
+        begun = flight.body.whole() if flight.body.begun else None
+        self._resumption = Resumption(begun) if begun is not None else None
+        self._recorded_bytes = 0
+        self._judged = False
+
+    async def relay(self) -> None:
+        """Bring the stream to its end. Raises `UpstreamError` where it breaks."""
+        flight, response = self._flight, self._settlement.exchange.response
+        flight.begin(self._head())
+        await flight.reading()
+        try:
+            async for raw in response.aiter_raw():
+                await self._take(raw)
+                if flight.is_unattended and self._recorder.is_refused:
+                    break  # nobody waits, and nothing can come of it
+                await flight.body.room()
+        except UpstreamError:
+            await self._judge(ended_well=False)
+            raise
+        if self._filter is not None and (rest := self._filter.flush()):
+            flight.body.append(Piece(b"", rest))
+        await self._judge(ended_well=True)
+        flight.body.close()
+        self._land()
+
+    def _head(self) -> Head:
+        exchange = self._settlement.exchange
+        headers = exchange.response.headers
+        if self._plain:
+            headers = tuple(pair for pair in headers if pair[0].lower() != b"content-encoding")
+        return Head(
+            status=exchange.response.status,
+            headers=headers,
+            is_stream=True,
+            upstream=exchange.upstream,
+            has_usage=self._has_usage,
+            trims=self._filter is not None,
+            is_opaque=self._coded and not self._plain,
+        )
+
+    async def _take(self, raw: bytes) -> None:
+        plain = self._read_along(raw)
+        terminal = self._recorder.saw_terminal
+        if terminal:
+            await self._judge(ended_well=True)
+        whole = plain if self._plain else raw
+        if self._resumption is not None:
+            whole = plain = self._resumption.feed(plain)
+        trimmed = self._filter.feed(plain) if self._filter is not None else whole
+        if whole or trimmed:
+            self._flight.body.append(Piece(whole, trimmed), terminal=terminal)
+        if terminal:
+            self._land()
+
+    def _land(self) -> None:
+        settlement = self._settlement
+        end = FlightEnd.STORED if settlement.entry is not None else FlightEnd.UNCACHEABLE
+        self._flight.land(end, settlement.entry)
+        self._landed()
+
+    def _read_along(self, raw: bytes) -> bytes:
+        if self._decoder is None:
+            return raw
+        try:
+            plain = self._decoder.feed(raw)
+        except UnreadableCoding as error:
+            if self._plain:
+                raise UpstreamProtocolError("The stream is not in the coding it names.") from error
+            self._decoder = None
+            return raw
+        self._recorded_bytes += len(plain)
+        self._recorder.feed(plain)
+        return plain
+
+    async def _judge(self, *, ended_well: bool) -> None:
+        if self._judged:
+            return
+        self._judged = True
+        verdict: Recording | NotStored
+        if self._decoder is None:
+            verdict = NotStored.CONTENT_CODING
+        elif self._recorded_bytes <= _INLINE_BYTES:
+            verdict = self._recorder.finish(ended_well)
+        else:
+            verdict = await asyncio.to_thread(self._recorder.finish, ended_well)
+        self._settlement.judge(verdict, self._recorder.usage)
+
+
+async def _whole(flight: Flight, settlement: Settlement, landed: Callable[[], None]) -> None:
+    """An answer that is read whole, judged, and then told; or passed on as it comes, if long."""
+    response = settlement.exchange.response
+    read, rest = await read_up_to(response, settlement.max_bytes)
+    if rest is not None:
+        await _overlong(flight, settlement, landed, read, rest)
+        return
+    await response.aclose()
+    body = b"".join(read)
+    if len(body) <= _INLINE_BYTES:
+        verdict, usage = _judged(settlement, body)
+    else:
+        verdict, usage = await asyncio.to_thread(_judged, settlement, body)
+    settlement.judge(verdict, usage)
+    flight.begin(_json_head(settlement, body))
+    flight.body.close()
+    end = FlightEnd.STORED if settlement.entry is not None else FlightEnd.UNCACHEABLE
+    flight.land(end, settlement.entry)
+    landed()
+
+
+async def _overlong(
+    flight: Flight,
+    settlement: Settlement,
+    landed: Callable[[], None],
+    read: list[bytes],
+    rest: AsyncIterator[bytes],
+) -> None:
+    settlement.judge(NotStored.TOO_LARGE, None)
+    flight.begin(_json_head(settlement, None))
+    # Those who follow go alone, and the leader's client is the only one that gets this body.
+    flight.land(FlightEnd.UNCACHEABLE)
+    landed()
+    await flight.reading()
+    for chunk in read:
+        flight.body.append(Piece(chunk, chunk))
+    read.clear()
+    await flight.body.room()
+    async for chunk in rest:
+        flight.body.append(Piece(chunk, chunk))
+        await flight.body.room()
+    flight.body.close()
+
+
+def _json_head(settlement: Settlement, body: bytes | None) -> Head:
+    response = settlement.exchange.response
+    return Head(
+        status=response.status,
+        headers=response.headers,
+        is_stream=False,
+        upstream=settlement.exchange.upstream,
+        body=body,
+        is_opaque=_text(response.headers, b"content-encoding") is not None,
+    )
+
+
+def _outgoing(plan: Plan, store_key: str | None) -> Outgoing:
+    """The call as it goes upstream: byte for byte, but for the codings where it is recorded."""
+    headers = plan.call.headers
+    if store_key is not None:
+        # A stream that others read, or out of which the usage chunk is taken, can't be in a coding.
+        coding = b"identity" if plan.wanted.stream else readable_accept_encoding(headers)
+        headers = (
+            *(pair for pair in headers if pair[0] != b"accept-encoding"),
+            (b"accept-encoding", coding),
+        )
+    return Outgoing(
+        method="POST",
+        path=plan.call.path,
+        query=plan.call.query,
+        headers=headers,
+        body=plan.call.body,
+        request_usage=store_key is not None and plan.wanted.stream,
+    )
+
+
+def _judged(settlement: Settlement, coded: bytes) -> tuple[Recording | NotStored, Usage | None]:
+    response = settlement.exchange.response
+    try:
+        body = decoder(_text(response.headers, b"content-encoding")).feed(coded)
+    except UnreadableCoding:
+        return NotStored.CONTENT_CODING, None
+    verdict = judge_json(
+        settlement.plan.call.endpoint,
+        response.status,
+        _text(response.headers, b"content-type") or "",
+        body,
+        store_finish_reasons=settlement.finish_reasons,
+        max_bytes=settlement.max_bytes,
+        items=settlement.plan.items,
+    )
+    return verdict, verdict.usage if isinstance(verdict, Recording) else _usage_in(body)
+
+
+def _usage_in(body: bytes) -> Usage | None:
+    """What an answer that is not stored cost all the same."""
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    return read_usage(answer.get("usage")) if isinstance(answer, dict) else None
+
+
+def _decoder(exchange: Exchange) -> Decoder | None:
+    try:
+        return decoder(_text(exchange.response.headers, b"content-encoding"))
+    except UnreadableCoding:
+        return None
+
+
+def _media_type(headers: Headers) -> bytes:
+    value = _text(headers, b"content-type") or ""
+    return value.partition(";")[0].strip().lower().encode("latin-1")
+
+
+def _text(headers: Headers, name: bytes) -> str | None:
+    for key, value in headers:
+        if key.lower() == name:
+            return value.decode("latin-1")
+    return None

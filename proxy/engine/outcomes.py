@@ -1,0 +1,49 @@
+"""The outcome of a planned call, as far as it is known."""
+
+from dataclasses import replace
+
+from proxy.core.decision import Hit, StaleHit
+from proxy.core.outcome import Outcome, XCache
+from proxy.engine.plan import Plan
+from proxy.errors import UpstreamError, UpstreamFailing
+
+# Why a stale entry was served, beside what went wrong.
+_REVALIDATING = "revalidating"
+_ON_ERROR = "stale-if-error"
+
+
+def outcome_of(
+    plan: Plan, x_cache: XCache, now: float, hit: Hit | StaleHit | None = None
+) -> Outcome:
+    """What is known of a call at monotonic time `now`, of one that was a hit all of it."""
+    call, derivation = plan.call, plan.derivation
+    return Outcome(
+        x_cache=x_cache,
+        endpoint=call.endpoint.value,
+        status=hit.entry.status if hit is not None else 0,
+        model=plan.chain.model,
+        rule=derivation.rule.name if derivation.rule is not None else None,
+        digest=derivation.key.digest if derivation.key is not None else None,
+        ttl_seconds=hit.ttl_seconds if hit is not None else None,
+        age_seconds=hit.age_seconds if hit is not None else None,
+        usage=hit.entry.usage if hit is not None else None,
+        detail=_REVALIDATING if isinstance(hit, StaleHit) and hit.revalidate else None,
+        stream=plan.wanted.stream,
+        client=call.identity.client,
+        request_id=call.request_id,
+        duration_seconds=now - plan.started,
+    )
+
+
+def stale_outcome(forwarded: Outcome, hit: StaleHit, error: UpstreamError) -> Outcome:
+    """The outcome of a forwarded call whose upstream failed with `error`, and that had an entry."""
+    return replace(
+        forwarded,
+        x_cache=XCache.STALE,
+        status=hit.entry.status,
+        forward_status=error.answered if isinstance(error, UpstreamFailing) else None,
+        ttl_seconds=hit.ttl_seconds,
+        age_seconds=hit.age_seconds,
+        usage=hit.entry.usage,
+        detail=f"{_ON_ERROR}:{error.error_code}",
+    )

@@ -1,0 +1,202 @@
+"""One client's part in a flight: board the one that is under way, or start one, and be answered."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from proxy.clock import Clock
+from proxy.coalesce.base import FlightEnd
+from proxy.core.cache_status import outcome_headers
+from proxy.core.outcome import Outcome
+from proxy.core.recording import UsageFilter
+from proxy.core.replay import Wanted, render
+from proxy.core.stored_headers import forwarded_headers, stored_headers
+from proxy.engine.account import Account
+from proxy.engine.answers import hit_answer
+from proxy.engine.base import Answer, HeaderList, Observer
+from proxy.engine.flight import Flight, Head
+from proxy.engine.flights import Errand, Flights
+from proxy.engine.leading import Leader
+from proxy.engine.plan import Plan
+from proxy.errors import ProxyError, UpstreamFailing
+
+# A flight that broke off may be tried again together, once; after that everyone goes alone.
+_MOST_FLIGHTS = 2
+# A longer payload is put into another form in a thread.
+_INLINE_BYTES = 64 * 1024
+_TRIED_AGAIN = frozenset({FlightEnd.FAILED, FlightEnd.ABANDONED})
+_FIRST_ERROR = 400
+_TOO_MANY_REQUESTS = 429
+_FIRST_FAULT = 500
+
+
+class Sharing:
+    """Answers forwarded calls, under one configuration."""
+
+    def __init__(self, flights: Flights, leader: Leader, clock: Clock, observer: Observer) -> None:
+        self._flights = flights
+        self._leader = leader
+        self._clock = clock
+        self._observer = observer
+
+    async def answer(
+        self,
+        plan: Plan,
+        outcome: Outcome,
+        key: str | None,
+        errand: Errand,
+        *,
+        with_key: bool,
+        replaceable: bool = False,
+    ) -> Answer:
+        """The upstream's answer, shared where others ask the same.
+
+        With `replaceable`, an answer that says that the upstream fails (5xx, 429) is raised as
+        `UpstreamFailing`: there is something better. Raises `UpstreamError`.
+        """
+        account = Account(outcome, self._observer, self._clock, plan.started)
+        part = _Part(plan, account, with_key=with_key, replaceable=replaceable)
+        if errand is Errand.MISS and key is not None:
+            for _ in range(_MOST_FLIGHTS):
+                flight = self._flights.joinable(key)
+                leads = flight is None
+                if flight is None:
+                    flight = self._flights.start(self._leader, plan, key, errand)
+                answer = await part.aboard(flight, leads=leads)
+                if answer is not None:
+                    return answer
+                if flight.end not in _TRIED_AGAIN:
+                    break  # another would not do better: all who wait go at once
+            errand = Errand.ALONE
+        answer = await part.aboard(self._flights.start(self._leader, plan, key, errand), leads=True)
+        assert answer is not None, "whoever leads is answered, or the flight raises"
+        return answer
+
+
+class _Part:
+    """What one client makes of flights."""
+
+    def __init__(self, plan: Plan, account: Account, *, with_key: bool, replaceable: bool) -> None:
+        self._plan = plan
+        self._account = account
+        self._with_key = with_key
+        self._replaceable = replaceable
+
+    async def aboard(self, flight: Flight, *, leads: bool) -> Answer | None:
+        """The answer from this flight; None where it has none for this client."""
+        flight.board()
+        try:
+            answer = await self._answer(flight, leads=leads)
+        except BaseException:  # cancellation too: the flight must know that one less waits
+            flight.leave()
+            raise
+        if answer is None or not isinstance(answer.body, FlightBody):
+            flight.leave()
+        return answer
+
+    async def _answer(self, flight: Flight, *, leads: bool) -> Answer | None:
+        head = await flight.headed()
+        leads = leads and not flight.collapsed
+        if head is not None and (leads or self._takes(flight, head)):
+            return self._relayed(flight, head, leads=leads)
+        lacks_usage = head is not None and head.is_stream and not head.has_usage
+        if lacks_usage and self._plan.wanted.include_usage:
+            return None  # nor will the entry have it
+        end = await flight.landed()
+        if end is FlightEnd.STORED:
+            return await self._from_entry(flight, head)
+        return None
+
+    def _takes(self, flight: Flight, head: Head) -> bool:
+        """Whether a follower can have the answer as it comes."""
+        wanted = self._plan.wanted
+        if head.body is not None:
+            # All who asked share an error; a good answer is better rendered from its entry.
+            return head.status >= _FIRST_ERROR and not head.is_opaque
+        if not (head.is_stream and wanted.stream) or head.is_opaque or not flight.body.is_whole:
+            return False
+        return head.has_usage or not wanted.include_usage
+
+    def _relayed(self, flight: Flight, head: Head, *, leads: bool) -> Answer:
+        if self._replaceable and _fails(head.status):
+            raise UpstreamFailing(f"The upstream answered {head.status}.", status=head.status)
+        self._account.forwarded(flight, head, leads=leads)
+        body: bytes | FlightBody
+        if head.body is not None:
+            body = head.body
+            self._account.end(complete=True, flight=flight)
+        else:
+            body = FlightBody(flight, head, self._plan.wanted, self._account)
+        headers = self._headers(head, leads=leads)
+        return Answer(head.status, headers, body)
+
+    def _headers(self, head: Head, *, leads: bool) -> HeaderList:
+        outcome = self._account.outcome
+        # What a leader's answer says of its own call (limits, ids) is not true of the others'.
+        told = forwarded_headers(head.headers) if leads else list(_of_error(head))
+        if head.is_stream:
+            told.append((b"x-accel-buffering", b"no"))
+        if not any(name.lower() == b"x-request-id" for name, _ in told):
+            told.append((b"x-request-id", outcome.request_id.encode("ascii")))
+        return [*told, *outcome_headers(outcome, with_key=self._with_key)]
+
+    async def _from_entry(self, flight: Flight, head: Head | None) -> Answer | None:
+        entry, plan = flight.entry, self._plan
+        assert entry is not None, "a flight is stored with its entry"
+        if len(entry.payload) <= _INLINE_BYTES:
+            rendered = render(entry, plan.call.endpoint, plan.wanted)
+        else:
+            rendered = await asyncio.to_thread(render, entry, plan.call.endpoint, plan.wanted)
+        if rendered is None:
+            return None
+        head = head or Head(entry.status, entry.headers, is_stream=False, upstream="")
+        self._account.forwarded(flight, head, leads=False)
+        self._account.end(complete=True, flight=flight)
+        outcome = self._account.outcome
+        return hit_answer(entry, rendered, outcome, repeats=False, with_key=self._with_key)
+
+
+class FlightBody:
+    """The body of a flight's answer, for one client."""
+
+    def __init__(self, flight: Flight, head: Head, wanted: Wanted, account: Account) -> None:
+        trims = head.has_usage and not wanted.include_usage
+        self._flight = flight
+        self._account = account
+        self._reader = flight.body.reader(trimmed=trims and head.trims)
+        self._filter = UsageFilter() if trims and not head.trims else None
+        self._left = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            while (chunk := await self._reader.read()) is not None:
+                if self._filter is None:
+                    yield chunk
+                elif passed := self._filter.feed(chunk):
+                    yield passed
+        except ProxyError:
+            self._account.end(complete=False, flight=self._flight)
+            raise
+        if self._filter is not None and (rest := self._filter.flush()):
+            yield rest
+        self._account.end(complete=True, flight=self._flight)
+
+    async def aclose(self) -> None:
+        """Leave the flight, which may go on without this client."""
+        if self._left:
+            return
+        self._left = True
+        # Clients close at the terminal event, and need not wait for the upstream to do the same.
+        self._account.end(complete=self._reader.has_terminal, flight=self._flight)
+        self._reader.leave()
+        self._flight.leave()
+
+
+def _fails(status: int) -> bool:
+    return status == _TOO_MANY_REQUESTS or status >= _FIRST_FAULT
+
+
+def _of_error(head: Head) -> HeaderList:
+    """What a follower is told: of an error all that helps to retry, else what an entry keeps."""
+    if head.status < _FIRST_ERROR:
+        return list(stored_headers(head.headers))
+    return [pair for pair in forwarded_headers(head.headers) if pair[0].lower() != b"x-request-id"]
