@@ -33,7 +33,7 @@ from typing import Any, Final, cast
 import orjson
 import zstandard
 
-from proxy.core.entry import Entry, Form, Usage
+from proxy.core.entry import Entry, EntryMeta, Form, Usage
 from proxy.core.wire import Headers
 from proxy.errors import EntryUnreadable
 
@@ -121,6 +121,44 @@ def peek_expiry(value: bytes) -> float | None:
     if magic != MAGIC or version != ENVELOPE_VERSION or not isfinite(expires_at):
         return None
     return cast("float", expires_at)
+
+
+def meta_bytes(head: bytes) -> int | None:
+    """How many bytes from its start tell all that `decode_meta` reads of an entry.
+
+    None where `head`, the first bytes of a stored value, is of no entry of a known version.
+    """
+    if len(head) < _PREFIX.size:
+        return None
+    magic, version, _, _, header_bytes, *_ = _PREFIX.unpack_from(head)
+    known = magic == MAGIC and version == ENVELOPE_VERSION
+    return _PREFIX.size + header_bytes if known else None
+
+
+def decode_meta(head: bytes, key: str) -> EntryMeta | None:
+    """What the entry under `key` says of itself, from its first `meta_bytes`; None for any other.
+
+    For looking through many entries: the checksum, which is over the payload too, is not checked.
+    """
+    end = meta_bytes(head)
+    if end is None or len(head) < end:
+        return None
+    stored_at = _PREFIX.unpack_from(head)[6]
+    try:
+        header = orjson.loads(head[_PREFIX.size : end])
+        if header["key"] != key or not isfinite(stored_at):
+            return None
+        return EntryMeta(
+            key=key,
+            model=_text(header["model"]),
+            rule=_text(header["rule"]),
+            stored_at=stored_at,
+            tags=_tags(header["tags"]),
+            tenant=_text(header.get("tenant", "")),
+            generation=_number(header.get("generation", 0)),
+        )
+    except (KeyError, TypeError, ValueError, EntryUnreadable):
+        return None
 
 
 def _header(entry: Entry) -> dict[str, Any]:

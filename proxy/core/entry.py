@@ -50,3 +50,16 @@ class Entry:
     tenant: str = ""
     generation: int = 0
     took_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class EntryMeta:
+    """What a purge asks of an entry; the members are those of `Entry`."""
+
+    key: str
+    model: str
+    rule: str
+    stored_at: float
+    tags: tuple[str, ...] = ()
+    tenant: str = ""
+    generation: int = 0

@@ -52,6 +52,14 @@ class Store(Protocol):
         """The values in the order of `keys`; None where there is none."""
         ...
 
+    async def heads(self, keys: Sequence[str], length: int) -> list[bytes | None]:
+        """The first `length` bytes of the values; None where there is none, or an empty one.
+
+        For looking through many entries: large values cost no more than small ones, and no value
+        counts as used.
+        """
+        ...
+
     async def put_many(self, puts: Sequence[Put]) -> None:
         """Write all; a later put of a key wins."""
         ...

@@ -24,11 +24,13 @@ _ROOM_SHARE: Final = 20  # an eviction frees 1/20 of the bound, so that not ever
 _USE_SECONDS: Final = 300.0  # how coarse the last use is kept
 _MOST_MARKS: Final = 10_000
 _PAGE_KEYS: Final = 500
+_HEADS_AT_ONCE: Final = 100  # a look-up that comes meanwhile waits for so many: about 1 ms
 _VACUUM_PAGES: Final = 16_384  # 64 MiB per sweep: the write lock is held meanwhile
 _FAILURES: Final = 3
 _RETRY_SECONDS: Final = 2.0
 
 _GET: Final = "SELECT value, expires_at, used_at FROM entries WHERE key = ?"
+_FIND: Final = "SELECT id FROM entries WHERE key = ? AND expires_at > ?"
 _PUT: Final = (
     "INSERT INTO entries (key, expires_at, used_at, value) VALUES (?, ?, ?, ?) ON CONFLICT (key) "
     "DO UPDATE SET expires_at = excluded.expires_at, used_at = excluded.used_at, "
@@ -108,6 +110,14 @@ class DiskStore:
         now = self._clock.wall()
         values = await self._read(lambda connection: self._get(connection, keys, now))
         return cast("list[bytes | None]", values)
+
+    async def heads(self, keys: Sequence[str], length: int) -> list[bytes | None]:
+        heads: list[bytes | None] = []
+        for at in range(0, len(keys), _HEADS_AT_ONCE):
+            now = self._clock.wall()
+            some = keys[at : at + _HEADS_AT_ONCE]
+            heads += await self._read(partial(_heads, keys=some, length=length, now=now))
+        return heads
 
     async def put_many(self, puts: Sequence[Put]) -> None:
         if puts:
@@ -252,6 +262,23 @@ def _delete(connection: sqlite3.Connection, keys: Sequence[str], now: float) -> 
 def _page(connection: sqlite3.Connection, *, relation: str, last: str, now: float) -> list[str]:
     rows = connection.execute(_SCAN.format(relation), (last, now, _PAGE_KEYS))
     return [key for (key,) in rows]
+
+
+def _heads(
+    connection: sqlite3.Connection, *, keys: Sequence[str], length: int, now: float
+) -> list[bytes | None]:
+    heads: list[bytes | None] = []
+    connection.execute("BEGIN")  # what was found stays there until it is read
+    for key in keys:
+        row = connection.execute(_FIND, (key, now)).fetchone()
+        if row is None:
+            heads.append(None)
+            continue
+        # Not substr: that reads the whole value, 1.6 ms for 5 MB.
+        with connection.blobopen("entries", "value", row[0], readonly=True) as value:
+            heads.append(value.read(length) or None)
+    connection.execute("COMMIT")
+    return heads
 
 
 def _held(connection: sqlite3.Connection) -> int:

@@ -79,6 +79,14 @@ class MemoryStore:
     async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
         return [self.get_now(key) for key in keys]
 
+    async def heads(self, keys: Sequence[str], length: int) -> list[bytes | None]:
+        now = self._now()
+        nodes = [self._main.get(key) or self._small.get(key) for key in keys]
+        return [
+            node.value[:length] or None if node is not None and node.expires_at > now else None
+            for node in nodes
+        ]
+
     async def put_many(self, puts: Sequence[Put]) -> None:
         for put in puts:
             self._put(put)

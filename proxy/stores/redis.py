@@ -91,6 +91,18 @@ class RedisStore:
         self._admit()
         return await self._batcher.get_many(keys)
 
+    async def heads(self, keys: Sequence[str], length: int) -> list[bytes | None]:
+        heads: list[bytes | None] = []
+        for at in range(0, len(keys), _BATCH_COMMANDS):
+            some = keys[at : at + _BATCH_COMMANDS]
+            commands: list[Command] = [("GETRANGE", key, 0, length - 1) for key in some]
+            for reply in await self._ask(commands, self._write_timeout_seconds):
+                if isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE"):
+                    heads.append(None)
+                else:
+                    heads.append(self._checked(reply, _is_bytes) or None)
+        return heads
+
     async def put_many(self, puts: Sequence[Put]) -> None:
         for batch in _batches(puts):
             commands = [self._write(put) for put in batch]

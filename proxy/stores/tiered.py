@@ -63,6 +63,25 @@ class TieredStore:
             raise failure
         return [found.get(key) for key in keys]
 
+    async def heads(self, keys: Sequence[str], length: int) -> list[bytes | None]:
+        """As `get_many`, but nothing is promoted."""
+        found: dict[str, bytes] = {}
+        failure: StoreUnavailable | None = None
+        missing = keys
+        for tier in self._tiers:
+            try:
+                heads = await tier.heads(missing, length)
+            except StoreUnavailable as error:
+                failure = error
+                continue
+            found |= {key: head for key, head in zip(missing, heads, strict=True) if head}
+            missing = [key for key in missing if key not in found]
+            if not missing:
+                break
+        if failure is not None and not found:
+            raise failure
+        return [found.get(key) for key in keys]
+
     async def put_many(self, puts: Sequence[Put]) -> None:
         keys = [put.key for put in puts]
         self._overtake(keys)

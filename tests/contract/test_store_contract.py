@@ -148,6 +148,23 @@ async def test_scan_finds_the_prefix_and_nothing_else(store: Store, soon: float)
     assert await keys_of(store, "none") == []
 
 
+async def test_heads_are_the_first_bytes(store: Store, soon: float) -> None:
+    values = {"short": b"1", "long": bytes(range(256)) * 20_000, "empty": b""}
+    await store.put_many([Put(key, value, soon) for key, value in values.items()])
+    asked = ["long", "none", "short", "long", "empty"]
+    long = values["long"]
+    assert await store.heads(asked, 300) == [long[:300], None, b"1", long[:300], None]
+    assert await store.heads(["short"], 1) == [b"1"]
+    assert await store.heads([], 300) == []
+    assert await get(store, "long") == long
+
+
+async def test_heads_of_many_keys_keep_their_order(store: Store, soon: float) -> None:
+    await store.put_many([Put(f"k{i}", b"%04d and more" % i, soon) for i in range(0, 1000, 2)])
+    heads = await store.heads([f"k{i}" for i in range(1000)], 4)
+    assert heads == [None if i % 2 else b"%04d" % i for i in range(1000)]
+
+
 async def test_an_expired_value_is_never_returned(store: Store, clock: Clock, soon: float) -> None:
     await store.put_many([Put("short", b"1", clock.wall() + 0.2), Put("long", b"2", soon)])
 
@@ -161,6 +178,7 @@ async def test_an_expired_value_is_never_returned(store: Store, clock: Clock, so
     else:
         await until(gone)
     assert store.get_now("short") is None
+    assert await store.heads(["short", "long"], 1) == [None, b"2"]
     assert await get(store, "long") == b"2"
     assert await keys_of(store, "") == ["long"]
     assert await store.delete_many(["short"]) == 0

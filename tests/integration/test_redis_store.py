@@ -467,6 +467,7 @@ async def scanned(store: RedisStore) -> list[str]:
 
 CALLS: dict[str, Callable[[RedisStore], Awaitable[object]]] = {
     "put": lambda store: store.put_many([key_value(1)]),
+    "heads": lambda store: store.heads(["k1"], 100),
     "delete": lambda store: store.delete_many(["k1"]),
     "scan": scanned,
     "stats": lambda store: store.stats(),

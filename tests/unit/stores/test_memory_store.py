@@ -69,6 +69,16 @@ async def test_what_was_read_once_leaves_when_it_is_not_read_again(
     assert store.get_now("000") is None
 
 
+async def test_a_look_at_its_head_does_not_keep_an_entry(
+    store: MemoryStore, clock: FakeClock
+) -> None:
+    await put(store, clock, 0)
+    for number in range(1, 200):
+        await put(store, clock, number)
+        await store.heads(["000"], 10)
+    assert store.get_now("000") is None
+
+
 async def test_what_comes_back_soon_after_its_eviction_stays(
     store: MemoryStore, clock: FakeClock
 ) -> None:

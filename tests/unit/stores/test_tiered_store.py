@@ -49,6 +49,11 @@ class SharedStore:
         await self.gate.wait()
         return values
 
+    async def heads(self, keys: Sequence[str], length: int) -> list[bytes | None]:
+        self._check()
+        self.asked.append(list(keys))
+        return [self.held[key].value[:length] if key in self.held else None for key in keys]
+
     async def put_many(self, puts: Sequence[Put]) -> None:
         self._check()
         self.held |= {put.key: put for put in puts}
@@ -216,6 +221,27 @@ async def test_a_key_in_two_tiers_is_counted_and_listed_once(
     await shared.put_many([put(clock, "c", "1")])
     assert sorted([key async for key in store.scan("")]) == ["a", "b", "c"]
     assert await store.delete_many(["a"]) == 1
+
+
+async def test_heads_come_from_the_first_tier_that_has_one_and_promote_nothing(
+    store: TieredStore, memory: MemoryStore, shared: SharedStore, clock: FakeClock
+) -> None:
+    above, below = put(clock, "a", "above"), put(clock, "b", "below")
+    await memory.put_many([above])
+    await shared.put_many([put(clock, "a", "other"), below])
+    assert await store.heads(["b", "a", "c"], 100) == [below.value, above.value, None]
+    assert shared.asked == [["b", "c"]]
+    assert store.get_now("b") is None
+
+
+async def test_B50_heads_of_a_failed_tier_are_absent_unless_nothing_was_found(
+    store: TieredStore, memory: MemoryStore, shared: SharedStore, clock: FakeClock
+) -> None:
+    shared.down = True
+    await memory.put_many([one := put(clock, "a", "1")])
+    assert await store.heads(["a", "b"], 5) == [one.value[:5], None]
+    with pytest.raises(StoreUnavailable):
+        await store.heads(["b"], 5)
 
 
 async def test_a_value_read_before_a_put_is_not_promoted_over_it(
