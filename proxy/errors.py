@@ -152,9 +152,8 @@ class UpstreamFailing(UpstreamError):
 
     code = "upstream_failing"
 
-    def __init__(self, message: str, *, status: int) -> None:
-        super().__init__(message)
-        self.answered = status
+    answered: int | None = None
+    """The status that it answered with."""
 
 
 class UpstreamUnreachable(UpstreamError):

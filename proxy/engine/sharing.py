@@ -118,7 +118,9 @@ class _Part:
 
     def _relayed(self, flight: Flight, head: Head, *, leads: bool) -> Answer:
         if self._replaceable and _fails(head.status):
-            raise UpstreamFailing(f"The upstream answered {head.status}.", status=head.status)
+            failing = UpstreamFailing(f"The upstream answered {head.status}.")
+            failing.answered = head.status
+            raise failing
         self._account.forwarded(flight, head, leads=leads)
         body: bytes | FlightBody
         if head.body is not None:

@@ -123,7 +123,9 @@ class AttemptObserver(Protocol):
     """Is told of every attempt, retries included."""
 
     def attempted(self, upstream: str, result: str) -> None:
-        """`result` is `ok`, `key-limited`, `key-rejected`, `fault`, `refused`, or an error code."""
+        """`result` is `ok`, `key-limited`, `key-rejected`, `fault`, `refused`, an error code, or
+        `cancelled` where nobody waited any more for the answer to begin.
+        """
         ...
 
 

@@ -172,6 +172,7 @@ class Course:
             return self._failed(error)
         except BaseException:  # cancellation too: the key goes back to its pool
             release()
+            self._count(upstream, "cancelled")
             raise
         self._count(upstream, result_of(judged.verdict))
         if upstream.pool is not None and lease is not None:

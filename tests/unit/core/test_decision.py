@@ -139,8 +139,8 @@ def test_B12_a_bypass_names_the_field_and_cuts_it(field: str | None, detail: str
 
 @pytest.mark.parametrize("found", [*MissReason])
 def test_B12_every_look_up_without_an_entry_is_a_miss_for_its_reason(found: MissReason) -> None:
-    assert after_lookup(KEY, found, NO_CONTROL, now=NOW) == Forward(KEY, Forwarded.MISS, found)
-    assert after_lookup(KEY, found, ONLY, now=NOW) == Refuse(found)
+    assert after_lookup(KEY, found, NO_CONTROL, RULE, now=NOW) == Forward(KEY, Forwarded.MISS, found)
+    assert after_lookup(KEY, found, ONLY, RULE, now=NOW) == Refuse(found)
 
 
 MISS_OF_AGE = Forward(KEY, Forwarded.REQUEST, MissReason.MAX_AGE)
@@ -172,13 +172,13 @@ def test_B13_B15_what_a_found_entry_means(
 ) -> None:
     control = ClientControl(max_age_seconds=max_age)
 
-    assert after_lookup(KEY, entry, control, now=NOW) == expected
-    only = after_lookup(KEY, entry, replace(control, only_if_cached=True), now=NOW)
+    assert after_lookup(KEY, entry, control, RULE, now=NOW) == expected
+    only = after_lookup(KEY, entry, replace(control, only_if_cached=True), RULE, now=NOW)
     assert only == (expected if isinstance(expected, Hit) else Refuse(expected.reason))
 
 
 def test_B13_no_store_reads_all_the_same() -> None:
-    assert after_lookup(KEY, ENTRY, NO_STORE, now=NOW) == Hit(KEY, ENTRY, 10.0, 50.0)
+    assert after_lookup(KEY, ENTRY, NO_STORE, RULE, now=NOW) == Hit(KEY, ENTRY, 10.0, 50.0)
 
 
 def test_B23_a_form_that_the_entry_can_not_take_is_a_miss() -> None:
@@ -217,7 +217,7 @@ def test_B13_only_if_cached_never_forwards_and_no_cache_never_looks_up(
         assert enabled
         assert deliverable
         assert not control.no_cache
-        decided = after_lookup(decided.key, found, control, now=NOW)
+        decided = after_lookup(decided.key, found, control, RULE, now=NOW)
 
     if control.only_if_cached:
         assert isinstance(decided, Hit | Refuse)

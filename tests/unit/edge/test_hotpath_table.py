@@ -65,7 +65,7 @@ class Table:
         now = self.runtime.clock.wall()
         outcome = Outcome(x_cache=XCache.HIT, endpoint="chat", status=200, age_seconds=0.0)
         same = ((b"content-type", b"application/json"),)
-        repeatable = Repeatable(now, now + lifetime, outcome, same, with_key=False)
+        repeatable = Repeatable(now, now + lifetime, now + lifetime, outcome, same, with_key=False)
         scope = {NOTED: request, "headers": list(headers), "http_version": version}
         answer = Answer(200, [], body, repeatable)
         self.table.remember(scope, snapshot or self.runtime.snapshot, answer)
