@@ -8,6 +8,7 @@ that explains no other call. It holds for a killed proxy too, whose counters are
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -19,6 +20,8 @@ from bench.soak_upstream import Ending, UpstreamCall
 # From the answer to the call that it caused in the background, on a busy machine.
 _LATE_SECONDS = 2.0
 _CLOCK_STEP = 0.01
+# From the client that goes to the end of the upstream connection.
+_CANCEL_SECONDS = 1.0
 # A call that failed is tried once more with the other key.
 _RETRIES = 1
 
@@ -109,6 +112,42 @@ def unexplained(calls: Sequence[UpstreamCall], results: Iterable[Result]) -> lis
             reasons[result.ask.proxy].add(result)
     ordered = sorted(calls, key=lambda call: call.began)
     return [call for call in ordered if not reasons[call.proxy].explain(call)]
+
+
+def cut_short(calls: Sequence[UpstreamCall], results: Iterable[Result]) -> list[UpstreamCall]:
+    """Calls that the proxy broke off, though their rule wants them finished for the store."""
+    cancelled = {
+        digest
+        for result in results
+        if MODELS[result.ask.model].more.get("on_disconnect") == "cancel" or not _stores(result)
+        for digest in digests_of(result)
+    }
+    return [
+        call
+        for call in calls
+        if call.ending is Ending.CUT and not cancelled.intersection(call.digests)
+    ]
+
+
+def went_on(calls: Sequence[UpstreamCall], results: Sequence[Result]) -> list[UpstreamCall]:
+    """Calls that went on long after the only client had left, though their rule cancels them."""
+    asked = Counter(digest for result in results for digest in set(digests_of(result)))
+    left = {
+        digests_of(result)[0]: result.ended
+        for result in results
+        if result.came is Came.LEFT and MODELS[result.ask.model].more.get("on_disconnect")
+    }
+    return [
+        call
+        for call in calls
+        if asked[digest := call.digests[0]] == 1
+        and call.ended > left.get(digest, inf) + _CANCEL_SECONDS
+    ]
+
+
+def _stores(result: Result) -> bool:
+    """False for what a client would not have stored: nobody is left to finish it for."""
+    return result.ask.headers.get("cache-control") != "no-store"
 
 
 def may_cause_a_call(result: Result) -> bool:

@@ -1,6 +1,7 @@
 """The course of a soak: what is started, sent, broken and mended, and when."""
 
 import asyncio
+import functools
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -40,6 +41,15 @@ class Plan:
     def fault_seconds(self) -> float:
         """How long the upstream misbehaves each time."""
         return min(4.0, self.seconds / 12)
+
+    @property
+    def kills(self) -> Sequence[tuple[float, float]]:
+        """When a proxy is killed, as a share of the time; seconds after it began to lead a crowd.
+
+        Once in the middle of a stream, and where there is time, once before its first event.
+        """
+        in_stream, before = (0.35, 0.5), (0.5, 0.2)
+        return [in_stream, before] if self.stops_redis else [in_stream]
 
     @property
     def faults_every_seconds(self) -> float:
@@ -140,16 +150,12 @@ class Course:
 
     async def _through_the_plan(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            senders = [
-                tasks.create_task(self._arrivals(tasks)),
-                tasks.create_task(self._crowds()),
-                tasks.create_task(self.purges.run(self._up, self._flows)),
-                tasks.create_task(self._upstream_faults()),
-                tasks.create_task(self._at(_WARM_SHARE, self._note_memory)),
-                tasks.create_task(self._at(0.4, self._kill_one)),
-            ]
-            if self.plan.stops_redis:
-                senders.append(tasks.create_task(self._at(0.65, self._stop_redis)))
+            tasks.create_task(self._arrivals(tasks))
+            tasks.create_task(self._crowds())
+            tasks.create_task(self.purges.run(self._up, self._flows))
+            tasks.create_task(self._upstream_faults())
+            tasks.create_task(self._at(_WARM_SHARE, self._note_memory))
+            tasks.create_task(self._disasters())
             await self._until(self.plan.seconds)
             self._over = True
             self.purges.over = True
@@ -168,9 +174,14 @@ class Course:
             await self._flows.wait()
             await self._crowd(list(self.load.crowd(self._up)))
 
-    async def _crowd(self, asks: Sequence[Ask]) -> None:
+    async def _crowd(self, asks: Sequence[Ask], *, ahead: float = 0.0) -> None:
+        """All at once, but for the first one, which has a lead of `ahead` seconds."""
         began = time.monotonic()
-        await asyncio.gather(*(self._one(ask) for ask in asks))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._one(asks[0]))
+            await asyncio.sleep(ahead)
+            for ask in asks[1:]:
+                tasks.create_task(self._one(ask))
         most = 1
         if self.judge.disturbed(began, time.monotonic()) or self.purges.since(began):
             most = 2 * len(asks)  # each tried twice
@@ -209,15 +220,27 @@ class Course:
                     await asyncio.sleep(self.plan.fault_seconds)
                     mood.breaks_streams = False
 
-    async def _kill_one(self) -> None:
+    async def _disasters(self) -> None:
+        """One after the other, none before its time."""
+        for share, seconds in self.plan.kills:
+            await self._at(share, functools.partial(self._kill_one, seconds))
+        if self.plan.stops_redis:
+            await self._at(0.65, self._stop_redis)
+
+    async def _kill_one(self, after: float) -> None:
         """Kill a proxy while it leads a crowd; it comes back on the same port."""
         await self._quietly(lambda: self._count(VICTIM))
         counted = self._calls_of(VICTIM)
         await asyncio.sleep(min(2.0, self.plan.seconds / 20))
-        crowd = list(self.load.crowd([VICTIM, SURVIVOR]))
-        async with self._window("proxy killed", {Came.NO_ANSWER, Came.BROKEN}, proxy=VICTIM):
-            leading = asyncio.gather(self._crowd(crowd))
-            await asyncio.sleep(0.15)
+        crowd = list(self.load.crowd([VICTIM, SURVIVOR], steady=True))
+        leading = asyncio.gather(self._crowd(crowd, ahead=0.06))
+        await asyncio.sleep(after)
+        # Who follows the killed one in the middle of a stream may be cut off too, where a second
+        # answer is another one; those of the steady crowd are not.
+        async with (
+            self._window("proxy killed", {Came.NO_ANSWER, Came.BROKEN}, proxy=VICTIM),
+            self._window("its followers", {Came.BROKEN}, proxy=SURVIVOR, spares=crowd[0].kind),
+        ):
             self._up.remove(VICTIM)
             await self._proxies[VICTIM].end(signal.SIGKILL)
             self._before[VICTIM] = self._calls_of(VICTIM)
@@ -248,8 +271,9 @@ class Course:
         statuses: frozenset[int] = frozenset(),
         *,
         proxy: str | None = None,
+        spares: str = "",
     ) -> AsyncIterator[None]:
-        window = Window(name, time.monotonic(), frozenset(excuses), statuses, proxy)
+        window = Window(name, time.monotonic(), frozenset(excuses), statuses, proxy, spares)
         self.judge.windows.append(window)
         try:
             yield

@@ -40,13 +40,17 @@ class Complaint:
 
 @dataclass(slots=True)
 class Window:
-    """An announced time in which requests may fail in certain ways (of one proxy, or of all)."""
+    """An announced time in which requests may fail in certain ways (of one proxy, or of all).
+
+    Requests of the kind `spares` may not fail all the same.
+    """
 
     name: str
     began: float
     excuses: frozenset[Came]
     statuses: frozenset[int] = frozenset()
     proxy: str | None = None
+    spares: str = ""
     ended: float = inf
     excused: int = 0
 
@@ -54,6 +58,7 @@ class Window:
         """Whether a failed request may have failed for this."""
         return (
             self.proxy in {None, result.ask.proxy}
+            and self.spares != result.ask.kind
             and self.overlaps(result.began, result.ended)
             and result.came in self.excuses
             and (result.came is not Came.STATUS or result.status in self.statuses)

@@ -7,7 +7,7 @@ from typing import Any
 
 from bench.soak_client import Ask
 from bench.soak_rules import MODELS, PROJECT_HEADER, TAGS_HEADER
-from bench.soak_upstream import SLOW_MARK
+from bench.soak_upstream import SLOW_MARK, STEADY_MARK
 
 PROJECTS = ("apollo", "gemini", "mercury", "vostok")
 TOPICS = ("engines", "orbits", "suits")
@@ -76,12 +76,18 @@ class Load:
             return self._embed("controlled", proxy, 4, header)
         return self._chat("controlled", proxy, self._question(), self._delivery(0.4), header)
 
-    def crowd(self, proxies: Sequence[str]) -> Iterator[Ask]:
-        """Equal requests on a cold key, in both forms, at all proxies; the model coalesces them."""
-        text, model = SLOW_MARK + self._fresh_question(), self._chance.choice(SHARED_MODELS)
+    def crowd(self, proxies: Sequence[str], *, steady: bool = False) -> Iterator[Ask]:
+        """Equal requests on a cold key, in both forms, at all proxies; the model coalesces them.
+
+        Those of a steady crowd would get the same answer from a second call; the first one streams.
+        """
+        kind, mark, model = "crowd", SLOW_MARK, self._chance.choice(SHARED_MODELS)
+        if steady:
+            kind, mark, model = "steady crowd", STEADY_MARK, "plain"
+        text = mark + self._fresh_question()
         for at in range(self._chance.randint(*CROWD)):
-            proxy = proxies[at % len(proxies)]
-            yield self._chat("crowd", proxy, text, self._delivery(0.5), model=model)
+            proxy, streams = proxies[at % len(proxies)], 1.0 if steady and at == 0 else 0.5
+            yield self._chat(kind, proxy, text, self._delivery(streams), model=model)
 
     def _question(self) -> str:
         # Few are asked often, many seldom.
@@ -114,8 +120,6 @@ class Load:
         place = sum(text.encode())
         project, topic = PROJECTS[place % len(PROJECTS)], TOPICS[place % len(TOPICS)]
         message = {"role": "user", "content": f"{text} ({project}, {topic})"}
-        if text.startswith(SLOW_MARK):
-            assert message["content"].startswith(SLOW_MARK)
         body = {"model": model, "messages": [message], "temperature": MODELS[model].temperature}
         return Ask(
             kind,

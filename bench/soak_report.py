@@ -2,13 +2,14 @@
 
 import statistics
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 
 from bench.report import table
-from bench.soak_accounts import unexplained
+from bench.soak_accounts import cut_short, unexplained, went_on
 from bench.soak_client import Came, Result
 from bench.soak_course import Course
 from bench.soak_judge import Fault
-from bench.soak_rules import MODELS
+from bench.soak_rules import MODELS, SURVIVOR, VICTIM
 from bench.soak_upstream import Ending
 
 # For what the tables of connections, tags and counters take; an entry kept for each request would
@@ -30,6 +31,21 @@ def faults(course: Course) -> list[str]:
         found.append(f"crowds with more than one upstream call: {len(late)} (up to {worst})")
     if without := unexplained(course.upstream.calls, seen.results):
         found.append(f"upstream calls that no request explains: {len(without)}")
+    deaths = [window for window in judge.windows if window.proxy == VICTIM]
+    cut = [
+        call
+        for call in cut_short(course.upstream.calls, seen.results)
+        if not any(death.overlaps(call.ended, call.ended) for death in deaths)
+    ]
+    if cut:
+        found.append(f"upstream calls broken off that were to be finished: {len(cut)}")
+    if late_ends := went_on(course.upstream.calls, seen.results):
+        found.append(f"upstream calls that went on for nobody: {len(late_ends)}")
+    found += [
+        f"{name} counts {told} requests of {least} to {most}"
+        for name, least, most, told in _told(course)
+        if not least <= told <= most
+    ]
     for counted in seen.counted:
         if counted.proxys != counted.upstream:
             found.append(
@@ -44,6 +60,21 @@ def faults(course: Course) -> list[str]:
         found.append(f"resident memory grew by {grown / 1e6:.1f} MB")
     found += [f"{name} ended with {code}" for name, code in seen.exit_codes.items() if code]
     return found + [f"nothing tried of: {what}" for what in _untried(course)]
+
+
+def _told(course: Course) -> Iterator[tuple[str, int, int, int]]:
+    """Of each proxy that was not killed: requests answered, sent in all, and counted by it.
+
+    A client that leaves at once may never have sent its request.
+    """
+    mine = [each for each in course.seen.results if each.ask.proxy == SURVIVOR]
+    scrape = course.seen.final[SURVIVOR]
+    told = sum(
+        scrape.total("magic_proxy_requests_total", endpoint=endpoint)
+        for endpoint in ("chat", "embeddings")
+    )
+    stayed = sum(each.came is not Came.LEFT for each in mine)
+    yield SURVIVOR, stayed, len(mine), int(told)
 
 
 def growth(course: Course) -> int:

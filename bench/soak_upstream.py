@@ -24,9 +24,12 @@ from bench.soak_content import (
 
 HOST = "127.0.0.1"
 PROXY_HEADER = "x-soak-proxy"
-# A message that begins so is answered after a while: for crowds to gather.
+# A message that begins so is answered after a while, and slowly: for crowds to gather.
 SLOW_MARK = "slowly: "
-SLOW_SECONDS = 0.3
+SLOW_SECONDS, SLOW_EVENT_SECONDS = 0.3, 0.02
+EVENT_SECONDS = 0.008
+# One that begins so too gets the same answer again, by name and time.
+STEADY_MARK = SLOW_MARK + "steadily: "
 MOST_INPUTS = 16
 
 
@@ -75,6 +78,7 @@ class SoakUpstream:
     calls: list[UpstreamCall] = field(default_factory=list)
     by_digest: Counter[str] = field(default_factory=Counter)
     port: int = 0
+    _steady: dict[str, Stamp] = field(default_factory=dict)
     _runner: web.AppRunner | None = None
 
     @property
@@ -108,21 +112,30 @@ class SoakUpstream:
         body = orjson.loads(await request.read())
         call = self._called(request, (chat_digest(body),))
         stamp = _stamp(call, call.digests[0])
+        content = body["messages"][-1]["content"]
+        if content.startswith(STEADY_MARK):
+            stamp = self._steady.setdefault(stamp.digest, stamp)
+        slowly = content.startswith(SLOW_MARK)
+        usual = SLOW_SECONDS if slowly else 0.02 + int(stamp.digest[:2], 16) / 4_000
         try:
-            slowly = body["messages"][-1]["content"].startswith(SLOW_MARK)
-            usual = SLOW_SECONDS if slowly else 0.02 + int(stamp.digest[:2], 16) / 4_000
             await asyncio.sleep(usual * self.mood.slower)
             if (failure := self._failure(call)) is not None:
                 return failure
             if not body.get("stream"):
                 return _json(call, _completion(body, stamp))
-            return await self._stream(request, body, call, stamp)
+            pause = SLOW_EVENT_SECONDS if slowly else EVENT_SECONDS
+            return await self._stream(request, body, call, stamp, pause)
         except (asyncio.CancelledError, ConnectionError):
             _end(call, Ending.CUT)
             raise
 
     async def _stream(
-        self, request: web.Request, body: Mapping[str, Any], call: UpstreamCall, stamp: Stamp
+        self,
+        request: web.Request,
+        body: Mapping[str, Any],
+        call: UpstreamCall,
+        stamp: Stamp,
+        pause: float,
     ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
@@ -134,7 +147,7 @@ class SoakUpstream:
                 request.transport.abort()
                 return response
             await response.write(_event(body, stamp, {"content": word}, None))
-            await asyncio.sleep(0.008 * self.mood.slower)
+            await asyncio.sleep(pause * self.mood.slower)
         end = _event(body, stamp, {}, "stop")
         if (body.get("stream_options") or {}).get("include_usage"):
             chunk = _chunk(body, stamp) | {"choices": [], "usage": chat_usage(body, stamp)}
