@@ -12,6 +12,7 @@ from proxy.core.key import Derivation, derive, make_scope
 from proxy.core.matching import RuleSet
 from proxy.core.replay import Wanted, wanted_from
 from proxy.core.request import CacheableRequest
+from proxy.core.tags import tags_of
 from proxy.core.wire import Headers
 from proxy.engine.base import Call
 from proxy.upstream.base import Chain, Forwarder
@@ -130,7 +131,7 @@ def make_plan(
     templates = derivation.rule.tags if derivation.rule is not None else ()
     tags: tuple[str, ...] | None = ()
     if templates or tags_header is not None:
-        tags = ()
+        tags = tags_of(templates, request.fields, call.headers, tags_header)
     return Plan(
         call=call,
         chain=chain,

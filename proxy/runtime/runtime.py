@@ -177,6 +177,7 @@ class Runtime:
             poll_seconds=self._settings.cache_settings.purge_poll_seconds,
         )
         await generations.open()
+        await self._shared.listen()
         entries = Entries(
             self._store, writes, generations, self.clock, self._background, self.metrics
         )
