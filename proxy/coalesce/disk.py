@@ -1,1 +1,192 @@
-"""Under way."""
+"""Coalescing on one machine: leases in the file of the disk store, among its worker processes.
+
+A disk tells nobody that something changed: followers look, and get the end alone.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from proxy.backends.circuit import Circuit
+from proxy.backends.sqlite_thread import Job, SqliteThread
+from proxy.clock import Clock
+from proxy.coalesce.acquiring import Acquired, Acquisitions
+from proxy.coalesce.base import FlightEnd, Followed, FollowEvent, Landed, Lease
+from proxy.coalesce.disk_leases import DiskLeases, Row
+from proxy.coalesce.held import HeldLease, HeldLeases, Kept, Leaving
+from proxy.core.breaker import Breaker
+from proxy.errors import StoreUnavailable
+from proxy.tasks import TaskGroup
+
+_FAILURES: Final = 3
+_PATIENCE_SECONDS: Final = 5.0  # for what nobody waits for
+_SHORTEST_PAUSE: Final = 0.01
+_LONGEST_PAUSE: Final = 0.1
+_GROWTH: Final = 1.5
+
+
+class DiskCoalescer:
+    """Leases in the file at `path`, over threads of its own."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        clock: Clock,
+        lease_seconds: float = 5.0,
+        timeout_seconds: float = 0.25,
+        retry_seconds: float = 2.0,
+    ) -> None:
+        self._path = Path(path)
+        self._clock = clock
+        self._lease_seconds = lease_seconds
+        self._timeout_seconds = timeout_seconds
+        self._tasks = TaskGroup()
+        self._leases = DiskLeases(clock, lease_seconds=lease_seconds)
+        self._held = HeldLeases(self, clock, self._tasks, lease_seconds=lease_seconds)
+        self._acquisitions = Acquisitions(clock, self._tasks, timeout_seconds=timeout_seconds)
+        breaker = Breaker(failure_threshold=_FAILURES, retry_seconds=retry_seconds)
+        self._circuit = Circuit("disk leases", breaker, clock)
+        self._writer: SqliteThread | None = None
+        self._reader: SqliteThread | None = None
+        self._followed: dict[Row, set[asyncio.Future[FlightEnd]]] = {}
+        self._watching = False
+        self._pause = _SHORTEST_PAUSE
+        self._closed = False
+
+    @property
+    def available(self) -> bool:
+        """False while the file is known to be out of use."""
+        return self._writer is not None and self._circuit.closed
+
+    async def open(self) -> None:
+        """Start the threads; the file is opened by what is asked first."""
+        if self._writer is None:
+            idle = self._lease_seconds
+            self._writer = SqliteThread(
+                self._path, self._clock, writes=True, idle=self._leases.sweep, idle_seconds=idle
+            )
+            self._reader = SqliteThread(self._path, self._clock, writes=False, idle_seconds=idle)
+
+    async def acquire(self, keys: Sequence[str]) -> list[Lease | Followed]:
+        if not keys:
+            return []
+        if self._closed:
+            raise StoreUnavailable("disk leases: closed")
+        self._circuit.admit()
+        try:
+            got = await self._acquisitions.wait(self._acquire(keys))
+        except StoreUnavailable as error:
+            self._circuit.failed(error)
+            raise
+        if got is None:
+            reason = f"not done within {self._timeout_seconds:g} s"
+            self._circuit.failed(reason)
+            raise StoreUnavailable(f"disk leases: {reason}")
+        self._circuit.succeeded()
+        return got
+
+    async def close(self) -> None:
+        self._closed = True
+        await self._acquisitions.settle()
+        await self._held.release_all()
+        threads = (self._writer, self._reader)
+        self._writer = self._reader = None
+        self._settle_all(StoreUnavailable("disk leases: closed"))
+        await self._tasks.cancel()
+        for thread in threads:
+            if thread is not None:
+                await thread.close()
+
+    # The table, for what is held.
+
+    async def renew(self, leases: Sequence[HeldLease]) -> Sequence[int]:
+        rows = [(lease.key, lease.token) for lease in leases]
+        held = await self._ask(self._writer, lambda file: self._leases.renew(file, rows))
+        return [Kept.HELD if each else Kept.LOST for each in held]
+
+    async def release(self, leaving: Sequence[Leaving]) -> None:
+        ends = [((lease.key, lease.token), end) for lease, end in leaving]
+        await self._ask(self._writer, lambda file: self._leases.release(file, ends))
+
+    # What is followed.
+
+    async def landed(self, row: Row) -> FlightEnd:
+        """How the lease of that key and token ends, when it does. Raises StoreUnavailable."""
+        landed: asyncio.Future[FlightEnd] = asyncio.get_running_loop().create_future()
+        self._followed.setdefault(row, set()).add(landed)
+        self._pause = _SHORTEST_PAUSE
+        if not self._watching:
+            self._watching = True
+            self._tasks.start(self._watch(), name="lease-watch")
+        try:
+            return await landed
+        finally:
+            waiting = self._followed[row]
+            waiting.discard(landed)
+            if not waiting:
+                del self._followed[row]
+
+    async def _watch(self) -> None:
+        """Look, with growing pauses, while anyone follows."""
+        try:
+            while self._followed:
+                rows = list(self._followed)
+                try:
+                    ends = await self._ask(self._reader, self._look_job(rows))
+                except StoreUnavailable as error:
+                    self._settle_all(error)
+                else:
+                    for row, end in zip(rows, ends, strict=True):
+                        self._settle(row, end)
+                await self._clock.sleep(self._pause)
+                self._pause = min(self._pause * _GROWTH, _LONGEST_PAUSE)
+        finally:
+            self._watching = False
+
+    def _look_job(self, rows: Sequence[Row]) -> Job:
+        return lambda file: self._leases.look(file, rows)
+
+    def _settle(self, row: Row, end: FlightEnd | None) -> None:
+        for landed in self._followed.get(row, ()):
+            if end is not None and not landed.done():
+                landed.set_result(end)
+
+    def _settle_all(self, error: StoreUnavailable) -> None:
+        for waiting in self._followed.values():
+            for landed in waiting:
+                if not landed.done():
+                    landed.set_exception(StoreUnavailable(error.message))
+
+    # The threads.
+
+    async def _acquire(self, keys: Sequence[str]) -> Acquired:
+        token, holders = await self._ask(
+            self._writer, lambda file: self._leases.acquire(file, keys)
+        )
+        return [
+            self._held.hold(key, token) if holder is None else DiskFollowed(self, key, holder)
+            for key, holder in zip(keys, holders, strict=True)
+        ]
+
+    async def _ask(self, thread: SqliteThread | None, job: Job) -> Any:
+        if thread is None:
+            raise StoreUnavailable("disk leases: closed")
+        try:
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                return await thread.ask(job)
+        except TimeoutError:
+            raise StoreUnavailable(f"disk leases: not done in {_PATIENCE_SECONDS:g} s") from None
+
+
+class DiskFollowed:
+    """A `Followed` that tells the end alone."""
+
+    def __init__(self, coalescer: DiskCoalescer, key: str, token: int) -> None:
+        self._coalescer = coalescer
+        self.key = key
+        self.token = token
+
+    async def events(self, *, live: bool) -> AsyncIterator[FollowEvent]:  # noqa: ARG002 - no records
+        yield Landed(await self._coalescer.landed((self.key, self.token)))

@@ -7,30 +7,26 @@ finds it if the message was lost.
 Needs Redis 6.2.
 """
 
-import asyncio
 import contextlib
 from collections.abc import Sequence
-from typing import Final, TypeAlias
+from typing import Final
 
 from proxy.backends.channel import Channel
 from proxy.backends.redis_dial import RedisDialler
 from proxy.backends.redis_guard import GuardedRedis
 from proxy.clock import Clock
-from proxy.coalesce.base import FlightEnd, Followed, Lease
+from proxy.coalesce.acquiring import Acquired, Acquisitions
+from proxy.coalesce.base import Followed, Lease
+from proxy.coalesce.held import HeldLease, HeldLeases
 from proxy.coalesce.redis_follow import Follow, RedisFollowed
 from proxy.coalesce.redis_following import StreamReader
-from proxy.coalesce.redis_leases import HeldLeases, RedisLease
-from proxy.coalesce.redis_scripts import ACQUIRE, Names
+from proxy.coalesce.redis_leases import RedisLeases
+from proxy.coalesce.redis_scripts import Names
 from proxy.errors import StoreUnavailable
 from proxy.tasks import TaskGroup
 
-_FENCE_MS: Final = 24 * 3600 * 1000
-_STREAM_SECONDS: Final = 30.0
 _CHECKS: Final = 5  # per lease time: how often followers look whether the leader lives
-_PATIENCE_SECONDS: Final = 1.0  # for what nobody waits for
-_LATE: Final = 1.5
-
-_Acquiring: TypeAlias = asyncio.Task[list[Lease | Followed]]
+_MOST_EARLY: Final = 1000
 
 
 class RedisCoalescer:
@@ -55,9 +51,7 @@ class RedisCoalescer:
         linger_seconds: float = 2.0,
         ca_file: str | None = None,
     ) -> None:
-        self._clock = clock
         self._channel = channel
-        self._lease_ms = round(lease_seconds * 1000)
         self._timeout_seconds = timeout_seconds
         self._names = Names(key_prefix)
         self._tasks = TaskGroup()
@@ -72,15 +66,9 @@ class RedisCoalescer:
             retry_seconds=retry_seconds,
             probe=("SET", self._names.probe, "1", "PX", 1000),
         )
-        self._held = HeldLeases(
-            self._redis,
-            self._names,
-            clock,
-            self._tasks,
-            lease_seconds=lease_seconds,
-            stream_seconds=max(_STREAM_SECONDS, 2 * lease_seconds),
-            timeout_seconds=_PATIENCE_SECONDS,
-        )
+        self._leases = RedisLeases(self._redis, self._names, lease_seconds=lease_seconds)
+        self._held = HeldLeases(self._leases, clock, self._tasks, lease_seconds=lease_seconds)
+        self._acquisitions = Acquisitions(clock, self._tasks, timeout_seconds=timeout_seconds)
         self._reader = StreamReader(
             self._redis,
             RedisDialler(url, connect_timeout_seconds=connect_timeout_seconds, ca_file=ca_file),
@@ -89,11 +77,9 @@ class RedisCoalescer:
             self._tasks,
             check_seconds=lease_seconds / _CHECKS,
             linger_seconds=linger_seconds,
-            timeout_seconds=_PATIENCE_SECONDS,
             announce=self._announce,
         )
-        self._acquiring: set[_Acquiring] = set()
-        self._early: set[bytes] = set()
+        self._early: dict[bytes, None] = {}
         self._closed = False
 
     @property
@@ -112,79 +98,36 @@ class RedisCoalescer:
         if self._closed:
             raise StoreUnavailable("redis leases: closed")
         self._redis.admit()
-        # A task, which is never cut off: what it gets although nobody waits is let go of.
-        task: _Acquiring
-        task = self._tasks.start(self._acquire(keys), name="lease-acquire", awaited=True)
-        self._acquiring.add(task)
-        task.add_done_callback(self._acquired)
         try:
-            await self._wait_for(task)
-        except asyncio.CancelledError:
-            task.add_done_callback(self._let_go)
-            raise
-        if not task.done():
-            task.add_done_callback(self._let_go)
-            raise self._redis.failed(f"no reply within {self._timeout_seconds:g} s")
-        try:
-            got = task.result()
+            got = await self._acquisitions.wait(self._acquire(keys))
         except StoreUnavailable as error:
             self._redis.failed(error)
             raise
+        if got is None:
+            raise self._redis.failed(f"no reply within {self._timeout_seconds:g} s")
         self._redis.succeeded()
         return got
 
     async def close(self) -> None:
         self._closed = True
         self._reader.close()
-        if self._acquiring:
-            await asyncio.wait(self._acquiring)
+        await self._acquisitions.settle()
         await self._held.release_all()
         await self._tasks.cancel()
         await self._redis.close()
 
-    async def _wait_for(self, task: _Acquiring) -> None:
-        for _ in range(2):
-            began = self._clock.monotonic()
-            await asyncio.wait({task}, timeout=self._timeout_seconds)
-            if task.done() or self._clock.monotonic() - began < _LATE * self._timeout_seconds:
-                return
-            # The loop itself was busy for so long: the reply may lie there unread.
-
-    async def _acquire(self, keys: Sequence[str]) -> list[Lease | Followed]:
-        names = [self._names.fence, *map(self._names.lease, keys)]
-        reply = await self._redis.attempt(
-            ACQUIRE, names, [self._lease_ms, _FENCE_MS], _PATIENCE_SECONDS
-        )
-        match reply:
-            case [bytes() as fence, [*holders]] if len(holders) == len(keys):
-                token = int(fence)
-            case _:
-                raise StoreUnavailable("redis leases: the reply is not of the form asked for")
+    async def _acquire(self, keys: Sequence[str]) -> Acquired:
+        token, holders = await self._leases.acquire(keys)
         return [
-            self._hold(key, token) if holder is None else self._followed(key, holder)
+            self._hold(key, token) if holder is None else RedisFollowed(self._reader, key, holder)
             for key, holder in zip(keys, holders, strict=True)
         ]
 
-    def _hold(self, key: str, token: int) -> RedisLease:
-        lease = self._held.hold(key, token)
+    def _hold(self, key: str, token: int) -> HeldLease:
+        lease = self._held.hold(key, token, self._leases.recording(key, token))
         if _message(key, token) in self._early:
             lease.want()
         return lease
-
-    def _followed(self, key: str, holder: bytes) -> RedisFollowed:
-        return RedisFollowed(self._reader, key, int(holder))
-
-    def _acquired(self, task: _Acquiring) -> None:
-        self._acquiring.discard(task)
-        if not self._acquiring:
-            self._early.clear()
-
-    def _let_go(self, task: _Acquiring) -> None:
-        if task.cancelled() or task.exception() is not None:
-            return
-        for got in task.result():
-            if isinstance(got, RedisLease):
-                self._tasks.start(got.release(FlightEnd.ABANDONED), name="lease-return")
 
     async def _announce(self, follow: Follow) -> None:
         """Say whose records are wanted; if nobody hears it, the next renewal finds out."""
@@ -198,8 +141,10 @@ class RedisCoalescer:
         lease = self._held.find(key.decode("utf-8", "replace"), int(token))
         if lease is not None:
             lease.want()
-        elif self._acquiring:  # perhaps of a lease whose acquisition was not answered yet
-            self._early.add(message)
+        elif self._acquisitions:  # perhaps of a lease whose acquisition was not answered yet
+            self._early[message] = None
+            if len(self._early) > _MOST_EARLY:
+                del self._early[next(iter(self._early))]
 
     def _look_around(self) -> None:
         if not self._closed:

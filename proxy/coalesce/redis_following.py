@@ -21,7 +21,7 @@ from proxy.tasks import TaskGroup
 _READ_ENTRIES: Final = 64  # of each stream, per read
 _DOORBELL_MS: Final = 60_000
 _CHECK_BATCH: Final = 500
-_REPLY_SECONDS: Final = 1.0  # beyond what the read was told to block
+_REPLY_SECONDS: Final = 1.0  # for a reply, beyond what the read was told to block
 
 
 class StreamReader:
@@ -41,7 +41,6 @@ class StreamReader:
         *,
         check_seconds: float,
         linger_seconds: float,
-        timeout_seconds: float,
         announce: Callable[[Follow], Awaitable[None]],
     ) -> None:
         self._redis = redis
@@ -51,7 +50,6 @@ class StreamReader:
         self._tasks = tasks
         self._check_seconds = check_seconds
         self._linger_seconds = linger_seconds
-        self._timeout_seconds = timeout_seconds
         self._announce = announce
         self._doorbell = names.doorbell(uuid4().hex)
         self._streams: dict[bytes, FollowedStream] = {}
@@ -109,7 +107,7 @@ class StreamReader:
         tokens = [follow.token for follow in joining]
         try:
             await self._redis.run(
-                JOIN, [self._doorbell, *leases], [_DOORBELL_MS, *tokens], self._timeout_seconds
+                JOIN, [self._doorbell, *leases], [_DOORBELL_MS, *tokens], _REPLY_SECONDS
             )
         except StoreUnavailable as error:
             for follow in joining:

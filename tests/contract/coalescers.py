@@ -7,7 +7,6 @@ from proxy.coalesce.base import (
     Coalescer,
     FlightEnd,
     Followed,
-    FollowEvent,
     Landed,
     Lease,
     Published,
@@ -55,7 +54,3 @@ async def story(followed: Followed, *, live: bool) -> tuple[list[bytes], FlightE
             case Landed(end):
                 return records, end
     raise AssertionError("it broke off without an end")
-
-
-def kinds_of(events: list[FollowEvent]) -> list[str]:
-    return [type(event).__name__ for event in events]

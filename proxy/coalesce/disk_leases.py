@@ -1,0 +1,112 @@
+"""The leases as a table of the disk store's file has them; each call is one transaction for many.
+
+A row is there while its lease is held, and, if anyone follows, for a while after its end. `ends_at`
+is wall-clock seconds, of the one clock that all workers of a machine share; a lease that claims to
+last longer than leases do was written before the clock stepped back, and is void. Older versions
+of the program pass the table over.
+"""
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Final, TypeAlias
+
+from proxy.clock import Clock
+from proxy.coalesce.base import FlightEnd
+
+Row: TypeAlias = tuple[str, int]
+"""Key and token."""
+
+_SLACK_SECONDS: Final = 1.0  # by which clocks are corrected without stepping
+_MICROSECONDS: Final = 1_000_000
+_FENCE: Final = ""  # the key of the row with the highest token ever given: no store key is empty
+
+_TABLE: Final = (
+    "CREATE TABLE IF NOT EXISTS leases (key TEXT, token INTEGER, ends_at REAL NOT NULL, "
+    "followed INTEGER NOT NULL DEFAULT 0, ended TEXT, PRIMARY KEY (key, token)) "
+    "STRICT, WITHOUT ROWID"
+)
+_IS_THERE: Final = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'leases'"
+_LAST: Final = "SELECT max(token) FROM leases WHERE key = ?"
+_HOLDER: Final = (
+    "SELECT token FROM leases "
+    "WHERE key = ? AND ended IS NULL AND ends_at > ? AND ends_at <= ? ORDER BY token DESC LIMIT 1"
+)
+_FOLLOW: Final = "UPDATE leases SET followed = 1 WHERE key = ? AND token = ? AND followed = 0"
+_DROP: Final = "DELETE FROM leases WHERE key = ? AND ended IS NULL"
+_ADD: Final = "INSERT INTO leases (key, token, ends_at) VALUES (?, ?, ?)"
+_RENEW: Final = "UPDATE leases SET ends_at = ? WHERE key = ? AND token = ? AND ended IS NULL"
+_FORGET: Final = "DELETE FROM leases WHERE key = ? AND token = ? AND followed = 0"
+_END: Final = (
+    "UPDATE leases SET ended = ?, ends_at = ? WHERE key = ? AND token = ? AND ended IS NULL"
+)
+_LOOK: Final = "SELECT ended, ends_at FROM leases WHERE key = ? AND token = ?"
+_SWEEP: Final = "DELETE FROM leases WHERE key <> ? AND (ends_at <= ? OR ends_at > ?)"
+
+
+class DiskLeases:
+    """Jobs for a thread: each takes a connection; those that write expect a transaction."""
+
+    def __init__(self, clock: Clock, *, lease_seconds: float) -> None:
+        self._clock = clock
+        self._lease_seconds = lease_seconds
+
+    def acquire(
+        self, file: sqlite3.Connection, keys: Sequence[str]
+    ) -> tuple[int, list[int | None]]:
+        """The token of those that were free, and for each the token of who holds it, or None."""
+        file.execute(_TABLE)
+        now = self._clock.wall()
+        (last,) = file.execute(_LAST, (_FENCE,)).fetchone()
+        token = max(int(now * _MICROSECONDS), (last or 0) + 1)
+        holders = []
+        for key in keys:
+            holder = file.execute(_HOLDER, (key, now, self._latest(now))).fetchone()
+            if holder is None:
+                file.execute(_DROP, (key,))
+                file.execute(_ADD, (key, token, now + self._lease_seconds))
+            else:
+                file.execute(_FOLLOW, (key, *holder))
+            holders.append(None if holder is None else holder[0])
+        file.execute(_DROP, (_FENCE,))
+        file.execute(_ADD, (_FENCE, token, 0.0))
+        return token, holders
+
+    def renew(self, file: sqlite3.Connection, rows: Sequence[Row]) -> list[bool]:
+        """Whether each is still held; if so, it lasts a whole lease time from now."""
+        file.execute(_TABLE)
+        ends_at = self._clock.wall() + self._lease_seconds
+        return [file.execute(_RENEW, (ends_at, *row)).rowcount == 1 for row in rows]
+
+    def release(self, file: sqlite3.Connection, ends: Sequence[tuple[Row, FlightEnd]]) -> None:
+        """Give the keys free; where somebody follows, say for a lease time how it ended."""
+        file.execute(_TABLE)
+        kept_until = self._clock.wall() + self._lease_seconds
+        for row, end in ends:
+            if file.execute(_FORGET, row).rowcount == 0:
+                file.execute(_END, (end.value, kept_until, *row))
+
+    def look(self, file: sqlite3.Connection, rows: Sequence[Row]) -> list[FlightEnd | None]:
+        """How each ended, or None while it is held."""
+        if file.execute(_IS_THERE).fetchone() is None:  # the file was begun anew
+            return [FlightEnd.ABANDONED] * len(rows)
+        return [self._end_of(file, row) for row in rows]
+
+    def sweep(self, file: sqlite3.Connection) -> None:
+        """Remove what is over, in a transaction of its own."""
+        file.execute(_TABLE)
+        now = self._clock.wall()
+        file.execute(_SWEEP, (_FENCE, now, self._latest(now)))
+
+    def _end_of(self, file: sqlite3.Connection, row: Row) -> FlightEnd | None:
+        found = file.execute(_LOOK, row).fetchone()
+        now = self._clock.wall()
+        if found is None:
+            return FlightEnd.ABANDONED
+        ended, ends_at = found
+        if ended is not None:
+            return FlightEnd(ended)
+        return None if now < ends_at <= self._latest(now) else FlightEnd.ABANDONED
+
+    def _latest(self, now: float) -> float:
+        """Beyond this no lease lasts that was taken under the clock as it is."""
+        return now + self._lease_seconds + _SLACK_SECONDS
