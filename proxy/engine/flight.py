@@ -28,9 +28,10 @@ class Head:
     """How the answer begins.
 
     `body` is the whole body where it came whole before anything was said of it (JSON), None where
-    it is read piece by piece. `has_usage`: a stream's pieces hold the usage chunk; `trims`: they
-    can be had without it. `is_opaque`: the pieces are in a coding that only the leader's client
-    asked for. `upstream` is the upstream's name.
+    it is read piece by piece; `plain` is the same without the content coding, which the leader's
+    client alone asked for, None where that can't be read. `has_usage`: a stream's pieces hold the
+    usage chunk; `trims`: they can be had without it. `is_opaque`: the pieces are in a coding.
+    `upstream` is the upstream's name.
     """
 
     status: int
@@ -38,6 +39,7 @@ class Head:
     is_stream: bool
     upstream: str
     body: bytes | None = None
+    plain: bytes | None = None
     has_usage: bool = False
     trims: bool = False
     is_opaque: bool = False

@@ -196,11 +196,11 @@ async def _whole(flight: Flight, settlement: Settlement, landed: Callable[[], No
     await response.aclose()
     body = b"".join(read)
     if len(body) <= _INLINE_BYTES:
-        verdict, usage = _judged(settlement, body)
+        judged = _judged(settlement, body)
     else:
-        verdict, usage = await asyncio.to_thread(_judged, settlement, body)
-    settlement.judge(verdict, usage)
-    flight.begin(_json_head(settlement, body))
+        judged = await asyncio.to_thread(_judged, settlement, body)
+    settlement.judge(judged.verdict, judged.usage)
+    flight.begin(_json_head(settlement, body, judged.plain))
     flight.body.close()
     end = FlightEnd.STORED if settlement.entry is not None else FlightEnd.UNCACHEABLE
     flight.land(end, settlement.entry)
@@ -215,7 +215,7 @@ async def _overlong(
     rest: AsyncIterator[bytes],
 ) -> None:
     settlement.judge(NotStored.TOO_LARGE, None)
-    flight.begin(_json_head(settlement, None))
+    flight.begin(_json_head(settlement, None, None))
     # Those who follow go alone, and the leader's client is the only one that gets this body.
     flight.land(FlightEnd.UNCACHEABLE)
     landed()
@@ -230,7 +230,7 @@ async def _overlong(
     flight.body.close()
 
 
-def _json_head(settlement: Settlement, body: bytes | None) -> Head:
+def _json_head(settlement: Settlement, body: bytes | None, plain: bytes | None) -> Head:
     response = settlement.exchange.response
     return Head(
         status=response.status,
@@ -238,7 +238,7 @@ def _json_head(settlement: Settlement, body: bytes | None) -> Head:
         is_stream=False,
         upstream=settlement.exchange.upstream,
         body=body,
-        is_opaque=_text(response.headers, b"content-encoding") is not None,
+        plain=plain,
     )
 
 
@@ -262,12 +262,19 @@ def _outgoing(plan: Plan, store_key: str | None) -> Outgoing:
     )
 
 
-def _judged(settlement: Settlement, coded: bytes) -> tuple[Recording | NotStored, Usage | None]:
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    verdict: Recording | NotStored
+    usage: Usage | None
+    plain: bytes | None
+
+
+def _judged(settlement: Settlement, coded: bytes) -> _Judged:
     response = settlement.exchange.response
     try:
         body = decoder(_text(response.headers, b"content-encoding")).feed(coded)
     except UnreadableCoding:
-        return NotStored.CONTENT_CODING, None
+        return _Judged(NotStored.CONTENT_CODING, None, None)
     verdict = judge_json(
         settlement.plan.call.endpoint,
         response.status,
@@ -277,7 +284,8 @@ def _judged(settlement: Settlement, coded: bytes) -> tuple[Recording | NotStored
         max_bytes=settlement.max_bytes,
         items=settlement.plan.items,
     )
-    return verdict, verdict.usage if isinstance(verdict, Recording) else _usage_in(body)
+    usage = verdict.usage if isinstance(verdict, Recording) else _usage_in(body)
+    return _Judged(verdict, usage, body)
 
 
 def _usage_in(body: bytes) -> Usage | None:

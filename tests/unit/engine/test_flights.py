@@ -1,6 +1,7 @@
 """One upstream request for all who ask the same at once, whatever becomes of them (B40, B41)."""
 
 import asyncio
+import gzip
 from collections.abc import AsyncIterator, Awaitable
 from dataclasses import replace
 from typing import TypeVar
@@ -56,9 +57,7 @@ def asking(engine: Engine, count: int = 1, /, **members: object) -> list[asyncio
     return [going(engine.ask(**members)) for _ in range(count)]
 
 
-def asking_whole(
-    engine: Engine, count: int = 1, /, **members: object
-) -> list[asyncio.Task[bytes]]:
+def asking_whole(engine: Engine, count: int = 1, /, **members: object) -> list[asyncio.Task[bytes]]:
     async def whole() -> bytes:
         return await body_of(await engine.ask(**members))
 
@@ -584,3 +583,19 @@ async def test_B20_a_stream_that_nobody_shares_goes_on_while_its_client_reads() 
     response.say(None)
     assert [piece async for piece in reading] == []
     await engine.stop()
+
+
+async def test_B41_an_error_in_the_leaders_coding_is_shared_in_the_plain(engine: Engine) -> None:
+    leader = going(engine.ask_with((b"accept-encoding", b"gzip")))
+    await turns()
+    (follower,) = asking(engine)
+    await turns()
+    response = LiveResponse(503, (*JSON, (b"Content-Encoding", b"gzip")))
+    upstream(engine).answer(0, response)
+    coded = gzip.compress(b'{"error":{}}')
+    response.say(coded, None)
+    first, second = await leader, await follower
+    assert (first.body, told(first, b"Content-Encoding")) == (coded, "gzip")
+    assert second.body == b'{"error":{}}'
+    assert not any(name.lower() == b"content-encoding" for name, _ in second.headers)
+    assert len(upstream(engine).calls) == 1
