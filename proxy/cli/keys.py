@@ -26,7 +26,7 @@ from proxy.settings.store import Tier
 BAD_INPUT = 2
 NO_KEY = 1
 # `explain` tells a script what would happen.
-_EXIT = {XCache.HIT: 0, XCache.MISS: 1, XCache.BYPASS: 3}
+_EXIT = {XCache.HIT: 0, XCache.STALE: 0, XCache.MISS: 1, XCache.BYPASS: 3}
 
 RequestFile: TypeAlias = Annotated[
     Path, typer.Argument(help="The request's JSON body; - reads standard input.")

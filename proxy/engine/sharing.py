@@ -24,6 +24,8 @@ _MOST_FLIGHTS = 2
 # A longer payload is put into another form in a thread.
 _INLINE_BYTES = 64 * 1024
 _TRIED_AGAIN = frozenset({FlightEnd.FAILED, FlightEnd.ABANDONED})
+# Of the leader's own call; and a shared body goes out without its coding.
+_LEADERS_OWN = frozenset({b"x-request-id", b"content-encoding"})
 _FIRST_ERROR = 400
 _TOO_MANY_REQUESTS = 429
 _FIRST_FAULT = 500
@@ -111,7 +113,7 @@ class _Part:
         wanted = self._plan.wanted
         if head.body is not None:
             # All who asked share an error; a good answer is better rendered from its entry.
-            return head.status >= _FIRST_ERROR and not head.is_opaque
+            return head.status >= _FIRST_ERROR and head.plain is not None
         if not (head.is_stream and wanted.stream) or head.is_opaque or not flight.body.is_whole:
             return False
         return head.has_usage or not wanted.include_usage
@@ -124,7 +126,7 @@ class _Part:
         self._account.forwarded(flight, head, leads=leads)
         body: bytes | FlightBody
         if head.body is not None:
-            body = head.body
+            body = head.body if leads or head.plain is None else head.plain
             self._account.end(complete=True, flight=flight)
         else:
             body = FlightBody(flight, head, self._plan.wanted, self._account)
@@ -201,4 +203,5 @@ def _of_error(head: Head) -> HeaderList:
     """What a follower is told: of an error all that helps to retry, else what an entry keeps."""
     if head.status < _FIRST_ERROR:
         return list(stored_headers(head.headers))
-    return [pair for pair in forwarded_headers(head.headers) if pair[0].lower() != b"x-request-id"]
+    told = forwarded_headers(head.headers)
+    return [pair for pair in told if pair[0].lower() not in _LEADERS_OWN]
