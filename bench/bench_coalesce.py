@@ -61,10 +61,10 @@ def question(*, stream: bool) -> bytes:
     return orjson.dumps({"model": "gpt-4o", "stream": stream, "messages": [message]})
 
 
-def calls_for(behind: Running, bodies: Sequence[bytes]) -> int:
-    """How often the upstream was asked any of these."""
-    counted = orjson.loads(get(behind, "/calls"))
-    return sum(counted.get(hashlib.sha256(body).hexdigest(), 0) for body in set(bodies))
+def calls_for(behind: Running, body: bytes) -> list[float]:
+    """When the upstream was asked this; monotonic seconds."""
+    calls: dict[str, list[float]] = orjson.loads(get(behind, "/calls"))
+    return calls.get(hashlib.sha256(body).hexdigest(), [])
 
 
 # ---- a crowd on a cold key ----
@@ -72,11 +72,13 @@ def calls_for(behind: Running, bodies: Sequence[bytes]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class CrowdTurn:
-    """One crowd; `extra` are the seconds of each answer beyond those of the upstream, ordered."""
+    """One crowd; seconds from the first request to the upstream's first call, and of each answer
+    beyond those that the upstream takes, ordered.
+    """
 
     calls: int
+    asked_after: float
     extra: Sequence[float]
-    collapsed: int
     cpu_us: float
 
 
@@ -90,10 +92,11 @@ async def crowd_turn(behind: Running, servers: Sequence[Running]) -> CrowdTurn:
     spent = sum(cpu_seconds(server.pid) for server in servers) - spent
     _check_all_good(heard)
     await _hang_up(crowd)
+    calls = calls_for(behind, body)
     return CrowdTurn(
-        calls=calls_for(behind, [body]),
+        calls=len(calls),
+        asked_after=min(calls) - heard[0].sent,
         extra=sorted(each.seconds - WAIT_SECONDS for each in heard),
-        collapsed=sum("collapsed" in each.cache_status for each in heard),
         cpu_us=spent / CROWD * 1e6,
     )
 
@@ -127,13 +130,17 @@ def crowds(turns: int) -> dict[str, list[CrowdTurn]]:
 
 
 def crowd_report(came: Mapping[str, Sequence[CrowdTurn]]) -> str:
-    head = ["1,000 at once", "upstream calls", "p50 ms", "p99 ms", "slowest ms", "CPU µs each"]
+    head = ["1,000 at once", "upstream calls", "called after, ms"]
+    head += ["p50 ms", "p99 ms", "slowest ms", "CPU µs each"]
     rows = []
     for name, turns in came.items():
         shares = [[1000 * at(turn.extra, share) for turn in turns] for share in (0.5, 0.99, 1.0)]
         calls = [turn.calls for turn in turns]
         cpu = [turn.cpu_us for turn in turns]
-        rows.append([name, middle(calls), *(middle(share) for share in shares), middle(cpu)])
+        asked = [1000 * turn.asked_after for turn in turns]
+        rows.append(
+            [name, middle(calls), middle(asked), *(middle(share) for share in shares), middle(cpu)]
+        )
     turns_of_all = [turn for turns in came.values() for turn in turns]
     reached = all(turn.calls == GOAL_CALLS for turn in turns_of_all) and all(
         statistics.median(at(turn.extra, 0.99) for turn in turns) <= GOAL_EXTRA_SECONDS
@@ -184,7 +191,7 @@ async def stream_turn(behind: Running, server: Running) -> StreamTurn:
     for end in ends[:EVENTS]:
         moments = [each.moment_of(end) for each in heard]
         spread.append(max(moments) - min(moments))
-    return StreamTurn(calls_for(behind, [body]), spread, spent, alone)
+    return StreamTurn(len(calls_for(behind, body)), spread, spent, alone)
 
 
 async def _streamed(

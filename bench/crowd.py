@@ -9,6 +9,7 @@ import gc
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import httptools
 
@@ -56,8 +57,8 @@ class Caller(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports are Transports by what they do, not by class.
+        self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         self._parser.feed_data(data)
@@ -121,6 +122,10 @@ async def callers(servers: Sequence[Running], count: int) -> list[Caller]:
         server = servers[at % len(servers)]
         _, caller = await loop.create_connection(Caller, HOST, server.port)
         made.append(caller)
+    # A connection stands for the server too once it has answered over it.
+    await asyncio.gather(
+        *(caller.ask(b"GET /healthz HTTP/1.1\r\nhost: -\r\n\r\n") for caller in made)
+    )
     return made
 
 

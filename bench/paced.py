@@ -3,14 +3,15 @@
     python -m bench.paced --port 9000 [--wait-seconds 0.2] [--events 200] [--event-seconds 0.02]
 
 A chat answer comes after the wait; a stream's events come after it, one in each interval. Vectors
-of embeddings are short, and come at once. `GET /calls` tells how many requests had which body, by
-the SHA-256 of the body.
+of embeddings are short, and come at once. `GET /calls` tells when (monotonic seconds) there were
+requests with which body, by the SHA-256 of the body.
 """
 
 import argparse
 import asyncio
 import hashlib
-from collections import Counter
+import time
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,7 +32,7 @@ class Paced:
     wait: float
     events: int
     event: float
-    calls: Counter[str] = field(default_factory=Counter)
+    calls: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     def app(self) -> web.Application:
         """Its routes."""
@@ -72,7 +73,7 @@ class Paced:
 
     async def _body(self, request: web.Request) -> Any:
         content = await request.read()
-        self.calls[hashlib.sha256(content).hexdigest()] += 1
+        self.calls[hashlib.sha256(content).hexdigest()].append(time.monotonic())
         return orjson.loads(content)
 
 

@@ -183,7 +183,7 @@ class Course:
             for ask in asks[1:]:
                 tasks.create_task(self._one(ask))
         most = 1
-        if self.judge.disturbed(began, time.monotonic()) or self.purges.since(began):
+        if self.judge.disturbed(began, time.monotonic()) or self.purges.touched(asks[0], began):
             most = 2 * len(asks)  # each tried twice
         calls = self.upstream.by_digest[chat_digest(asks[0].body)]
         self.seen.crowds.append(Crowd(len(asks), calls, most, asks[0].model, began - self._began))

@@ -4,12 +4,13 @@ import asyncio
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 import aiohttp
 
-from bench.soak_client import SoakClient
-from bench.soak_judge import Floor, Judge, Target
+from bench.soak_client import Ask, SoakClient
+from bench.soak_judge import Floor, Judge, Target, targets_of
 from bench.soak_load import CHAT_MODELS, EMBEDDERS, PROJECTS, TOPICS, Load
 from bench.soak_rules import ADMIN_KEY, PURGE_POLL_SECONDS, SURVIVOR, VICTIM
 from bench.soak_upstream import SoakUpstream
@@ -22,15 +23,16 @@ _SOFT_SHARE = 0.3
 _DRY_SHARE = 0.1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Sent:
     """One purge, and how it was answered; times are monotonic seconds."""
 
     target: Target
     soft: bool
+    dry: bool
     began: float
-    seconds: float
-    status: int
+    seconds: float = inf
+    status: int = 0
 
 
 @dataclass(slots=True)
@@ -49,9 +51,13 @@ class Purges:
     # Purges that only one proxy could hear of, until there is a Redis again.
     _waiting: list[Floor] = field(default_factory=list)
 
-    def since(self, moment: float) -> bool:
-        """Whether any purge was under way after `moment`."""
-        return any(sent.began + sent.seconds >= moment for sent in self.sent[-20:])
+    def touched(self, ask: Ask, began: float) -> bool:
+        """Whether a purge of what is asked was under way after `began`."""
+        targets = targets_of(ask)
+        return any(
+            sent.target in targets and not sent.dry and sent.began + sent.seconds >= began
+            for sent in self.sent[-20:]
+        )
 
     async def run(self, proxies: list[str], flows: asyncio.Event) -> None:
         """Purge this and that, until it is over; `proxies` are those that are up."""
@@ -80,12 +86,14 @@ class Purges:
             body["dry_run"] = True
         self.upstream.version += 1
         version, began = self.upstream.version, time.monotonic()
+        sent = Sent(target, soft=soft, dry=dry, began=began)
+        self.sent.append(sent)
         try:
             status, answer = await self.client.post(proxy, PATH, body, {"x-admin-key": ADMIN_KEY})
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
             status, answer = 0, type(error).__name__.encode()
         ended = time.monotonic()
-        self.sent.append(Sent(target, soft, began, ended - began, status))
+        sent.seconds, sent.status = ended - began, status
         if status != 200:
             if not self._excused(proxy, began, ended, status):
                 self.refused[f"{status} {answer[:120].decode(errors='replace')}"] += 1
