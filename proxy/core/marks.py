@@ -5,12 +5,13 @@ the shape of their selectors (which members are set), so that a verdict looks up
 and tag, however many marks there are.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Final, TypeAlias
+from operator import itemgetter
+from typing import Any, Final, TypeAlias
 
-from proxy.core.selectors import Mark, Selector, Tagged, key_members
+from proxy.core.selectors import MEMBERS, Mark, Selector, Tagged, key_members
 from proxy.core.tags import normalized_tag
 
 MOST_MARKS: Final = 10_000
@@ -18,9 +19,8 @@ _FOLDED_SHARE: Final = 10  # so that not every mark beyond the bound folds
 
 EVERYTHING: Final = Selector()
 
-_Kind: TypeAlias = tuple[Selector, bool, bool]  # and whether it is soft, and aged
-_Names: TypeAlias = tuple[str, ...]
-_Values: TypeAlias = tuple[str, ...]
+# Marks of one selector, of one kind each: soft or hard, aged or not.
+_Kinds: TypeAlias = tuple[Mark, ...]
 
 
 class Verdict(StrEnum):
@@ -52,91 +52,104 @@ class Marks:
         """The highest number so far."""
         self._most = most
         self._everything = 0
-        self._marks: dict[_Kind, Mark] = {}
-        self._by_shape: dict[_Names, dict[_Values, tuple[Mark, ...]]] = {}
+        self._count = 0
+        self._shapes: dict[tuple[str, ...], _Shape] = {}
 
     def __len__(self) -> int:
-        return len(self._marks)
+        return self._count
 
     def __iter__(self) -> Iterator[Mark]:
-        return iter(self._marks.values())
+        for shape in self._shapes.values():
+            for kinds in shape.marks.values():
+                yield from kinds
 
     def verdict(self, entry: Tagged) -> Verdict:
         """What the marks say of `entry`, whose tags are normalized."""
         if entry.generation >= self.latest:
             return Verdict.LIVE
-        return self._judge(entry)
+        verdict = Verdict.LIVE
+        members = (*key_members(entry.key), entry.rule, entry.model, entry.tenant)
+        for shape in self._shapes.values():
+            for name in shape.names(members, entry.tags):
+                if name not in shape.marks:
+                    continue
+                found = _judge(shape.marks[name], entry)
+                if found is Verdict.GONE:
+                    return found
+                if found is Verdict.STALE:
+                    verdict = found
+        return verdict
 
     def add(self, mark: Mark) -> bool:
         """Put a mark in force; False where it changes nothing."""
         self.latest = max(self.latest, mark.number)
         if mark.number <= self._everything:
             return False
-        if mark.selector.tag is not None:
-            tag = normalized_tag(mark.selector.tag)
-            mark = replace(mark, selector=replace(mark.selector, tag=tag))
-        kind = mark.selector, mark.soft, mark.stored_before is not None
-        held = self._marks.get(kind)
+        mark = _normalized(mark)
+        set_names = tuple([name for name, _ in mark.selector.set_members])
+        shape = self._shapes.get(set_names)
+        if shape is None:
+            shape = self._shapes[set_names] = _Shape.of(set_names)
+        name = shape.name(mark.selector)
+        kinds = shape.marks.get(name, ())
+        held = next((other for other in kinds if _kind(other) == _kind(mark)), None)
         merged = mark if held is None else _merged(held, mark)
         if merged == held:
             return False
-        self._marks[kind] = merged
-        self._index(mark.selector)
-        if kind == (EVERYTHING, False, False):
+        shape.marks[name] = (merged, *(other for other in kinds if other is not held))
+        self._count += held is None
+        if _is_everything(mark):
             self._everything = mark.number
             self._forget_covered()
-        if len(self._marks) > self._most:
+        if self._count > self._most:
             self._fold()
         return True
 
-    def _judge(self, entry: Tagged) -> Verdict:
-        generation, stored_at = entry.generation, entry.stored_at
-        verdict = Verdict.LIVE
-        for mark in self._fitting(entry):
-            if mark.number <= generation:
-                continue
-            if mark.stored_before is not None and stored_at >= mark.stored_before:
-                continue
-            if not mark.soft:
-                return Verdict.GONE
-            verdict = Verdict.STALE
-        return verdict
-
-    def _fitting(self, entry: Tagged) -> Iterator[Mark]:
-        endpoint, digest = key_members(entry.key)
-        members = {
-            "digest": digest,
-            "endpoint": endpoint,
-            "rule": entry.rule,
-            "model": entry.model,
-            "tenant": entry.tenant,
-        }
-        for names, marks in self._by_shape.items():
-            if names[-1:] != ("tag",):
-                yield from marks.get(tuple([members[name] for name in names]), ())
-                continue
-            values = tuple([members[name] for name in names[:-1]])
-            for tag in entry.tags:
-                yield from marks.get((*values, tag), ())
-
-    def _index(self, selector: Selector) -> None:
-        kinds = [(selector, soft, aged) for soft in (False, True) for aged in (False, True)]
-        names, values = _shape(selector)
-        marks = tuple([self._marks[kind] for kind in kinds if kind in self._marks])
-        self._by_shape.setdefault(names, {})[values] = marks
-
     def _fold(self) -> None:
-        numbers = sorted(mark.number for mark in self if mark.number > self._everything)
+        numbers = sorted([mark.number for mark in self if mark.number > self._everything])
         self.add(Mark(numbers[self._most // _FOLDED_SHARE], EVERYTHING))
 
     def _forget_covered(self) -> None:
         """Drop what the mark on everything covers."""
-        held, self._marks, self._by_shape = self._marks, {}, {}
-        for kind, mark in held.items():
-            if mark.number > self._everything or kind == (EVERYTHING, False, False):
-                self._marks[kind] = mark
-        for selector, _, _ in self._marks:
-            self._index(selector)
+        self._count = 0
+        for shape in self._shapes.values():
+            for name, kinds in list(shape.marks.items()):
+                left = [m for m in kinds if m.number > self._everything or _is_everything(m)]
+                self._count += len(left)
+                if len(left) < len(kinds):
+                    shape.marks[name] = tuple(left)
+                if not left:
+                    del shape.marks[name]
+        self._shapes = {name: shape for name, shape in self._shapes.items() if shape.marks}
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """The marks whose selectors set the same members, by what `pick` takes of an entry's members.
+
+    With `tagged` the tag is one of them, and a mark's name is that and the tag.
+    """
+
+    pick: Callable[[Sequence[str]], Hashable]
+    tagged: bool
+    marks: dict[Hashable, _Kinds] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> "_Shape":
+        places = [MEMBERS.index(name) for name in names if name != "tag"]
+        pick: Any = itemgetter(*places) if places else _nothing
+        return cls(pick, "tag" in names)
+
+    def names(self, members: Sequence[str], tags: Sequence[str]) -> Sequence[Hashable]:
+        """Under which names marks that fit an entry stand."""
+        picked = self.pick(members)
+        return [(picked, tag) for tag in tags] if self.tagged else (picked,)
+
+    def name(self, selector: Selector) -> Hashable:
+        """The name of a selector of this shape."""
+        members = [getattr(selector, name) for name in MEMBERS]
+        (name,) = self.names(members, members[-1:])
+        return name
 
 
 def uncovered(marks: Iterable[Mark], held: Sequence[Mark]) -> list[Mark]:
@@ -144,7 +157,7 @@ def uncovered(marks: Iterable[Mark], held: Sequence[Mark]) -> list[Mark]:
     everything = 0
     numbers: dict[tuple[Selector, bool, float | None], int] = {}
     for mark in held:
-        if mark.selector == EVERYTHING and not mark.soft and mark.stored_before is None:
+        if _is_everything(mark):
             everything = max(everything, mark.number)
         place = mark.selector, mark.soft, mark.stored_before
         numbers[place] = max(mark.number, numbers.get(place, 0))
@@ -156,9 +169,36 @@ def uncovered(marks: Iterable[Mark], held: Sequence[Mark]) -> list[Mark]:
     ]
 
 
-def _shape(selector: Selector) -> tuple[_Names, _Values]:
-    members = selector.set_members
-    return tuple([name for name, _ in members]), tuple([value for _, value in members])
+def _judge(kinds: _Kinds, entry: Tagged) -> Verdict:
+    verdict = Verdict.LIVE
+    for mark in kinds:
+        if mark.number <= entry.generation:
+            continue
+        if mark.stored_before is not None and entry.stored_at >= mark.stored_before:
+            continue
+        if not mark.soft:
+            return Verdict.GONE
+        verdict = Verdict.STALE
+    return verdict
+
+
+def _kind(mark: Mark) -> tuple[bool, bool]:
+    return mark.soft, mark.stored_before is not None
+
+
+def _is_everything(mark: Mark) -> bool:
+    return mark.selector == EVERYTHING and _kind(mark) == (False, False)
+
+
+def _nothing(_: Sequence[str]) -> tuple[str, ...]:
+    return ()
+
+
+def _normalized(mark: Mark) -> Mark:
+    tag = mark.selector.tag
+    if tag is None or tag == (normal := normalized_tag(tag)):
+        return mark
+    return replace(mark, selector=replace(mark.selector, tag=normal))
 
 
 def _merged(held: Mark, new: Mark) -> Mark:

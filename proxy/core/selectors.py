@@ -63,20 +63,20 @@ class Selector:
 
         No members at all select everything: whether that is meant is for the caller to ask.
         """
-        known = [field.name for field in fields(cls)]
         for name in members:
-            if name not in known:
-                raise ValueError(f"{name!r} can't be selected by; what can: {', '.join(known)}")
+            if name not in MEMBERS:
+                raise ValueError(f"{name!r} can't be selected by; what can: {', '.join(MEMBERS)}")
         return cls(**{name: _checked(name, value) for name, value in members.items()})
 
     @property
     def set_members(self) -> tuple[tuple[str, str], ...]:
         """The members that are set, in the order of the class, with their values."""
         return tuple(
-            (field.name, value)
-            for field in fields(self)
-            if (value := getattr(self, field.name)) is not None
+            [(name, value) for name in MEMBERS if (value := getattr(self, name)) is not None]
         )
+
+
+MEMBERS: Final = tuple(field.name for field in fields(Selector))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +95,11 @@ class Mark:
 
 
 def key_members(store_key: str) -> tuple[str, str]:
-    """Endpoint and digest of a full store key; a variant's number at its end is passed over."""
+    """Digest and endpoint of a full store key; a variant's number at its end is passed over."""
     parts = store_key.rsplit(":", 4)
     at = -1 if len(parts[-1]) == _DIGEST_DIGITS else -2
     try:
-        return parts[at - 2], parts[at]
+        return parts[at], parts[at - 2]
     except IndexError:  # no store key: nothing selects it by these
         return "", ""
 

@@ -136,9 +136,7 @@ class Generations:
                 await self._take(reading.new)
             self._see()
             if reading is not None and reading.held is not None:
-                lost = uncovered(self._marks, reading.held)
-                if lost:
-                    await self._log.keep(lost)
+                await self._give_back(reading.held)
             await self._pay()
         except StoreUnavailable:
             self._observer.store_failed("purge-read")
@@ -151,6 +149,16 @@ class Generations:
                 await asyncio.sleep(0)
             changed = [self._marks.add(mark) for mark in marks[at : at + _INLINE_MARKS]]
             self.changes += any(changed)
+
+    async def _give_back(self, held: Sequence[Mark]) -> None:
+        """Give the log what it has lost, or never had."""
+        mine = tuple(self._marks)
+        if len(mine) > _INLINE_MARKS:
+            lost = await asyncio.to_thread(uncovered, mine, held)
+        else:
+            lost = uncovered(mine, held)
+        if lost:
+            await self._log.keep(lost)
 
     async def _add(self, mark: Mark) -> Mark | StoreUnavailable:
         try:

@@ -52,7 +52,8 @@ class CombinedMarkLog:
         await self._mirror(shared.new)
         if own is None:
             return shared
-        return Reading((*own.new, *shared.new), held=_held_by_both(own, shared))
+        new = tuple(dict.fromkeys((*own.new, *shared.new)))
+        return Reading(new, held=_held_by_both(own, shared))
 
     async def keep(self, marks: Sequence[Mark]) -> None:
         await self._mirror(marks)

@@ -64,15 +64,8 @@ class DiskMarkLog:
         self._clock = clock
         self._timeout_seconds = timeout_seconds
         self._most = most
-        self._circuit = Circuit(
-            "disk purges",
-            Breaker(
-                failure_threshold=_FAILURES,
-                retry_seconds=_RETRY_SECONDS,
-                longest_wait_seconds=_RETRY_SECONDS,
-            ),
-            clock,
-        )
+        self._reads_circuit = _circuit("disk purges", clock)
+        self._writes_circuit = _circuit("new disk purges", clock)
         self._thread: SqliteThread | None = None
         self._seen = 0
         self._epoch: int | None = None
@@ -90,14 +83,16 @@ class DiskMarkLog:
         self, selector: Selector, *, soft: bool, stored_before: float | None, known: int
     ) -> Mark:
         text = mark_text(selector, soft=soft, stored_before=stored_before)
-        number = await self._ask(lambda file: self._add(file, text, known))
+        number = await self._ask(self._writes_circuit, lambda file: self._add(file, text, known))
         return Mark(number, selector, soft, stored_before)
 
     async def read(self, known: int) -> Reading | None:
         seen, epoch = self._seen, None if self._whole else self._epoch
         self._whole = False
         try:
-            found = await self._ask(lambda file: _read(file, known, seen, epoch))
+            found = await self._ask(
+                self._reads_circuit, lambda file: _read(file, known, seen, epoch)
+            )
         except BaseException:  # cancellation too: what was new may be lost
             self._whole = True
             raise
@@ -106,7 +101,7 @@ class DiskMarkLog:
 
     async def keep(self, marks: Sequence[Mark]) -> None:
         try:
-            await self._ask(lambda file: self._keep(file, marks))
+            await self._ask(self._writes_circuit, lambda file: self._keep(file, marks))
         except BaseException:  # cancellation too: some may be lacking
             self._whole = True
             raise
@@ -116,21 +111,21 @@ class DiskMarkLog:
         if thread is not None:
             await thread.close()
 
-    async def _ask(self, job: Job) -> Any:
+    async def _ask(self, circuit: Circuit, job: Job) -> Any:
         if self._thread is None:
             raise StoreUnavailable("disk purges: closed")
-        self._circuit.admit()
+        circuit.admit()
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 result = await self._thread.ask(job)
         except TimeoutError:
             reason = f"not done within {self._timeout_seconds:g} s"
-            self._circuit.failed(reason)
+            circuit.failed(reason)
             raise StoreUnavailable(f"disk purges: {reason}") from None
         except StoreUnavailable as error:
-            self._circuit.failed(error)
+            circuit.failed(error)
             raise
-        self._circuit.succeeded()
+        circuit.succeeded()
         return result
 
     # From here on: in the thread.
@@ -163,8 +158,9 @@ class DiskMarkLog:
     def _settle(self, file: sqlite3.Connection, number: int, epoch: int) -> None:
         everything = _number(file, EVERYTHING_TEXT)
         (count,) = file.execute("SELECT count(*) FROM marks").fetchone()
-        if count - 2 > self._most:
-            rank = self._most // FOLDED_SHARE + 2  # `epoch` and `{}` may stand before
+        excess = count - 2 - self._most
+        if excess > 0:
+            rank = excess + self._most // FOLDED_SHARE + 2  # `epoch` and `{}` may stand before
             (oldest,) = file.execute(_OLDEST, (rank,)).fetchone()
             everything = max(everything, oldest)
         if everything:
@@ -172,6 +168,13 @@ class DiskMarkLog:
             _put(file, EVERYTHING_TEXT, everything)
         _put(file, NUMBER_NAME, number)
         _put(file, EPOCH_NAME, epoch)
+
+
+def _circuit(what: str, clock: Clock) -> Circuit:
+    # Never shut for long: meanwhile the purges of others are not heard of.
+    wait = _RETRY_SECONDS
+    breaker = Breaker(failure_threshold=_FAILURES, retry_seconds=wait, longest_wait_seconds=wait)
+    return Circuit(what, breaker, clock)
 
 
 def _read(

@@ -38,8 +38,9 @@ end
 
 local function settle()
   local everything = score('{}')
-  if redis.call('ZCARD', key) - 2 > most then
-    local rank = math.floor(most / 10) + 2  -- `epoch` and `{}` may stand before
+  local excess = redis.call('ZCARD', key) - 2 - most
+  if excess > 0 then
+    local rank = excess + math.floor(most / 10) + 2  -- `epoch` and `{}` may stand before
     local oldest = redis.call('ZRANGE', key, rank, rank, 'WITHSCORES')
     everything = math.max(everything, tonumber(oldest[2]))
   end

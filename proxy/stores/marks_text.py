@@ -9,7 +9,7 @@ from typing import Any, Final
 import orjson
 
 from proxy.core.marks import EVERYTHING
-from proxy.core.selectors import Mark, Selector
+from proxy.core.selectors import MEMBERS, Mark, Selector
 
 EVERYTHING_TEXT: Final = "{}"
 # Beside the marks a log keeps two numbers of its own, under names that no JSON object has.
@@ -42,9 +42,7 @@ def mark_of(text: bytes | str, number: int) -> Mark:
     if not isinstance(members, dict):
         return Mark(number, EVERYTHING)
     known = {
-        name: value
-        for name, value in members.items()
-        if name in Selector.__dataclass_fields__ and isinstance(value, str)
+        name: value for name, value in members.items() if name in MEMBERS and isinstance(value, str)
     }
     before = members.get("before")
     if isinstance(before, bool) or not isinstance(before, int | float):

@@ -53,13 +53,13 @@ def test_B54_a_malformed_selector_is_refused_with_the_reason(
 @pytest.mark.parametrize("prefix", ["", "p:", "magic_proxy:cache:", "a:b:c:d:e:v1:chat:"])
 @pytest.mark.parametrize("variant", [0, 1, 31])
 @pytest.mark.parametrize("endpoint", Endpoint)
-def test_a_key_tells_its_endpoint_and_digest_under_any_prefix(
+def test_a_key_tells_its_digest_and_endpoint_under_any_prefix(
     prefix: str, variant: int, endpoint: Endpoint
 ) -> None:
     key = CacheKey(1, endpoint, "s-1", DIGEST).store_key(prefix, variant)
-    assert key_members(key) == (endpoint.value, DIGEST)
+    assert key_members(key) == (DIGEST, endpoint.value)
 
 
 @pytest.mark.parametrize("key", ["", "a", "a:b", ":", "x" * 64, "::::::"])
 def test_what_is_no_store_key_tells_nothing_and_breaks_nothing(key: str) -> None:
-    assert key_members(key)[1] in {"", key}
+    assert key_members(key)[0] in {"", key}
