@@ -1,10 +1,12 @@
 """Contradictions between parts of the settings: each is refused, at its place."""
 
 import ipaddress
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from proxy.core.invalidation import Target, TargetKind
+from proxy.core.purge import BadPurge
 from proxy.settings.clients import OPEN
 from proxy.settings.nearest import did_you_mean
 from proxy.settings.store import Tier
@@ -34,6 +36,7 @@ def contradictions(settings: "Settings") -> list[Problem]:
         *_cycles(settings),
         *_clients(settings),
         *_exposure(settings),
+        *_events(settings),
     ]
 
 
@@ -93,27 +96,63 @@ def _unknown(kind: str, name: str, known: Mapping[str, object]) -> str:
 
 
 def _cycles(settings: "Settings") -> Iterator[Problem]:
-    """Each cycle of fallbacks once, at the step that closes it."""
+    fallbacks = {name: model.fallbacks for name, model in settings.models.items()}
+    for name, place, circle in _circles(fallbacks):
+        yield Problem(("models", name, "fallbacks", place), f"the fallbacks go round: {circle}")
+
+
+def _circles(follows: Mapping[str, Sequence[str | None]]) -> Iterator[tuple[str, int, str]]:
+    """Each circle once: the name and the place of the step that closes it, and all of it in words.
+
+    Steps that lead nowhere are passed over.
+    """
     done: set[str] = set()
-    for start in settings.models:
-        # Depth first without recursion: the trail and, for each step, the fallbacks still to try.
+    for start in follows:
+        # Depth first without recursion: the trail and, for each step, the ways still to try.
         if start in done:
             continue
         trail = [start]
-        ahead = [iter(enumerate(settings.models[start].fallbacks))]
+        ahead = [iter(enumerate(follows[start]))]
         while trail:
-            place, fallback = next(ahead[-1], (-1, ""))
+            place, step = next(ahead[-1], (-1, None))
             if place < 0:
                 done.add(trail.pop())
                 ahead.pop()
-            elif fallback in trail:
-                circle = " → ".join([*trail[trail.index(fallback) :], fallback])
-                yield Problem(
-                    ("models", trail[-1], "fallbacks", place), f"the fallbacks go round: {circle}"
-                )
-            elif fallback in settings.models and fallback not in done:
-                trail.append(fallback)
-                ahead.append(iter(enumerate(settings.models[fallback].fallbacks)))
+            elif step in trail:
+                circle = " → ".join([*trail[trail.index(step) :], step])
+                yield trail[-1], place, circle
+            elif step is not None and step in follows and step not in done:
+                trail.append(step)
+                ahead.append(iter(enumerate(follows[step])))
+
+
+def _events(settings: "Settings") -> Iterator[Problem]:
+    known = settings.invalidation
+    named: dict[str, list[str | None]] = {}
+    for name, event in known.items():
+        named[name] = []
+        for place, text in enumerate(event.targets):
+            target = Target.parse(text)
+            is_event = target.kind is TargetKind.EVENT
+            named[name].append(target.value if is_event else None)
+            problem = None
+            if is_event and target.value not in known:
+                problem = _unknown("event", target.value or "", known)
+            elif target.value is not None and not is_event:
+                problem = _no_purge(target, settings.cache_settings.key_prefix)
+            if problem is not None:
+                yield Problem(("invalidation", name, "targets", place), problem)
+    for name, place, circle in _circles(named):
+        yield Problem(("invalidation", name, "targets", place), f"the events go round: {circle}")
+
+
+def _no_purge(target: Target, key_prefix: str) -> str | None:
+    """Why a target without places can't be purged by."""
+    try:
+        target.purge({}, key_prefix=key_prefix, soft=False, dry_run=False)
+    except BadPurge as error:
+        return str(error).removesuffix(".")
+    return None
 
 
 def _clients(settings: "Settings") -> Iterator[Problem]:

@@ -91,9 +91,10 @@ def _mistakes(error: ValidationError, document: Document) -> Iterator[Mistake]:
             continue  # pydantic counts the items that are right; the others have their own errors
         if details["type"] == "contradictions":
             for problem in details["ctx"]["problems"]:
-                if not _follows(problem.loc, document):
-                    place = document.place_of(problem.loc, name=problem.at_key)
-                    yield place.mistake(problem.message, path_text(problem.loc))
+                loc = _written(problem.loc, document.value)
+                if not _follows(loc, document):
+                    place = document.place_of(loc, name=problem.at_key)
+                    yield place.mistake(problem.message, path_text(loc))
             continue
         loc, at_name = _loc(details, document.value)
         if not _follows(loc, document):
@@ -113,6 +114,20 @@ def _follows(loc: Loc, document: Document) -> bool:
     return any(
         loc[: len(broken)] == broken or broken[: len(loc)] == loc for broken in document.broken
     )
+
+
+def _written(loc: Loc, value: Any) -> Loc:
+    """The way to a setting as the file has it: in a short form, a list stands for its section."""
+    written: Loc = ()
+    for step in loc:
+        if isinstance(value, list) and isinstance(step, str):
+            continue
+        written = (*written, step)
+        try:
+            value = value[step]
+        except (TypeError, KeyError, IndexError):
+            value = None
+    return written
 
 
 def _loc(details: ErrorDetails, value: Any) -> tuple[Loc, bool]:

@@ -15,6 +15,7 @@ from proxy.settings.cache import (
 )
 from proxy.settings.checks import contradictions
 from proxy.settings.clients import OPEN, AdminSettings, Clients, ClientSettings
+from proxy.settings.invalidation import EventSettings, Invalidation
 from proxy.settings.routing import ModelSettings, PriceSettings, UnlistedModels
 from proxy.settings.server import LogLevel, ServerSettings
 from proxy.settings.store import (
@@ -45,6 +46,7 @@ __all__ = [
     "ClientSettings",
     "Clients",
     "DiskSettings",
+    "EventSettings",
     "LogLevel",
     "MemorySettings",
     "ModelSettings",
@@ -119,6 +121,11 @@ class Settings(Section):
         default=None,
         description="Who may use the proxy. Null: everybody with a credential that the upstream "
         "accepts, each with entries of its own. `open`: everybody. A list: those clients.",
+    )
+    invalidation: Invalidation = Field(
+        default={},
+        description="Events that purge, by name: `POST /admin/events/<name>` fires one. Short "
+        "form: `<name>: [targets]`.",
     )
     admin: AdminSettings = Field(
         default=AdminSettings(), description="Who may use `/admin`, and see cache keys."

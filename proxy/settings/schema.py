@@ -10,12 +10,14 @@ from typing import Any, Final
 
 import orjson
 
+from proxy.settings.invalidation import TARGETS_SCHEMA
 from proxy.settings.models import Settings
 from proxy.settings.store import TIERS_SCHEMA
 
 SHORT_FORMS: Final[Mapping[str, Any]] = {
     "StoreSettings": TIERS_SCHEMA,
     "ApiKeySettings": {"type": "string"},
+    "EventSettings": TARGETS_SCHEMA,
 }
 _VARIABLE: Final = {"$ref": "#/$defs/Variable"}
 _NULL: Final = {"type": "null"}
