@@ -5,14 +5,14 @@ StoreUnavailable at once, and a probe in the background finds out when to come b
 request pays for it.
 """
 
-import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
 from proxy.backends.circuit import Circuit
+from proxy.backends.deadline import deadline
 from proxy.backends.redis_dial import Command
 from proxy.backends.redis_link import RedisLink
 from proxy.clock import Clock
@@ -24,8 +24,6 @@ Ask: TypeAlias = Callable[[Sequence[Command]], Awaitable[list[Any]]]
 Argument: TypeAlias = str | bytes | int
 
 _T = TypeVar("_T")
-
-_PROBE_SECONDS: Final = 1.0
 
 
 class RedisScript:
@@ -47,8 +45,8 @@ class RedisScript:
 class GuardedRedis:
     """A link to one server behind a circuit; `what` names it in messages and log lines.
 
-    `probe` is the command that tells whether the server does what is asked of it here: where
-    writes matter, a write. Raises ValueError for a URL that can't be used.
+    `probe` is the command that tells whether the server does what is asked of it here, within
+    `probe_seconds`: where writes matter, a write. Raises ValueError for a URL that can't be used.
     """
 
     def __init__(
@@ -63,10 +61,12 @@ class GuardedRedis:
         failure_threshold: int = 3,
         retry_seconds: float = 1.0,
         probe: Command = ("PING",),
+        probe_seconds: float = 1.0,
     ) -> None:
         self._what = what
         self._clock = clock
         self._probe = probe
+        self._probe_seconds = probe_seconds
         self._link = RedisLink(
             url,
             max_connections=max_connections,
@@ -163,7 +163,7 @@ class GuardedRedis:
 
     async def _within(self, seconds: float, replies: Awaitable[_T]) -> _T:
         try:
-            async with asyncio.timeout(seconds):
+            async with deadline(seconds):
                 return await replies
         except TimeoutError:
             raise self._unavailable(f"no reply within {seconds:g} s") from None
@@ -202,7 +202,7 @@ class GuardedRedis:
 
     async def _is_well(self) -> bool:
         try:
-            await self._ask([self._probe], _PROBE_SECONDS)
+            await self._ask([self._probe], self._probe_seconds)
         except StoreUnavailable:
             return False
         return True

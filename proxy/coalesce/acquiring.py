@@ -6,22 +6,19 @@ it took too long, is let go of.
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
-from proxy.clock import Clock
+from proxy.backends.deadline import deadline
 from proxy.coalesce.base import FlightEnd, Followed, Lease
 from proxy.tasks import TaskGroup
 
 Acquired: TypeAlias = list[Lease | Followed]
 
-_LATE: Final = 1.5
-
 
 class Acquisitions:
     """Those under way."""
 
-    def __init__(self, clock: Clock, tasks: TaskGroup, *, timeout_seconds: float) -> None:
-        self._clock = clock
+    def __init__(self, tasks: TaskGroup, *, timeout_seconds: float) -> None:
         self._tasks = tasks
         self._timeout_seconds = timeout_seconds
         self._under_way: set[asyncio.Task[Acquired]] = set()
@@ -36,27 +33,19 @@ class Acquisitions:
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
         try:
-            await self._look(task)
+            async with deadline(self._timeout_seconds):
+                return await asyncio.shield(task)
+        except TimeoutError:
+            task.add_done_callback(self._let_go)
+            return None
         except asyncio.CancelledError:
             task.add_done_callback(self._let_go)
             raise
-        if task.done():
-            return task.result()
-        task.add_done_callback(self._let_go)
-        return None
 
     async def settle(self) -> None:
         """Wait until all have come to an end."""
         if self._under_way:
             await asyncio.wait(self._under_way)
-
-    async def _look(self, task: asyncio.Task[Acquired]) -> None:
-        for _ in range(2):
-            began = self._clock.monotonic()
-            await asyncio.wait({task}, timeout=self._timeout_seconds)
-            if task.done() or self._clock.monotonic() - began < _LATE * self._timeout_seconds:
-                return
-            # The loop itself was busy for so long: the reply may lie there unread.
 
     def _let_go(self, task: asyncio.Task[Acquired]) -> None:
         if task.cancelled() or task.exception() is not None:

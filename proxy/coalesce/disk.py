@@ -45,7 +45,7 @@ class DiskCoalescer:
         self._tasks = TaskGroup()
         self._leases = DiskLeases(clock, lease_seconds=lease_seconds)
         self._held = HeldLeases(self, clock, self._tasks, lease_seconds=lease_seconds)
-        self._acquisitions = Acquisitions(clock, self._tasks, timeout_seconds=timeout_seconds)
+        self._acquisitions = Acquisitions(self._tasks, timeout_seconds=timeout_seconds)
         breaker = Breaker(failure_threshold=_FAILURES, retry_seconds=retry_seconds)
         self._circuit = Circuit("disk leases", breaker, clock)
         self._writer: SqliteThread | None = None

@@ -65,10 +65,11 @@ class RedisCoalescer:
             failure_threshold=failure_threshold,
             retry_seconds=retry_seconds,
             probe=("SET", self._names.probe, "1", "PX", 1000),
+            probe_seconds=timeout_seconds,
         )
         self._leases = RedisLeases(self._redis, self._names, lease_seconds=lease_seconds)
         self._held = HeldLeases(self._leases, clock, self._tasks, lease_seconds=lease_seconds)
-        self._acquisitions = Acquisitions(clock, self._tasks, timeout_seconds=timeout_seconds)
+        self._acquisitions = Acquisitions(self._tasks, timeout_seconds=timeout_seconds)
         self._reader = StreamReader(
             self._redis,
             RedisDialler(url, connect_timeout_seconds=connect_timeout_seconds, ca_file=ca_file),

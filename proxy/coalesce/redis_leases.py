@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-from proxy.backends.redis_guard import GuardedRedis
+from proxy.backends.redis_guard import Argument, GuardedRedis, RedisScript
 from proxy.coalesce.held import HeldLease, Leaving
 from proxy.coalesce.redis_records import Recording
 from proxy.coalesce.redis_scripts import ACQUIRE, RELEASE, RENEW, Names
@@ -42,9 +42,7 @@ class RedisLeases:
     async def renew(self, leases: Sequence[HeldLease]) -> Sequence[int]:
         tokens = [lease.token for lease in leases]
         times = [self._lease_ms, self._stream_ms]
-        reply = await self._redis.run(
-            RENEW, self._keys(leases), [*times, *tokens], _PATIENCE_SECONDS
-        )
+        reply = await self._patiently(RENEW, self._keys(leases), [*times, *tokens])
         match reply:
             case [*kept] if len(kept) == len(leases):
                 return kept
@@ -52,16 +50,25 @@ class RedisLeases:
                 raise self._redis.failed(self._unexpected(reply))
 
     async def release(self, leaving: Sequence[Leaving]) -> None:
-        told: list[str | int] = [self._stream_ms]
+        told: list[Argument] = [self._stream_ms]
         for lease, end in leaving:
             told += [lease.token, lease.records, end.value]
         keys = self._keys([lease for lease, _ in leaving])
-        await self._redis.run(RELEASE, keys, told, _PATIENCE_SECONDS)
+        await self._patiently(RELEASE, keys, told)
 
     def recording(self, key: str, token: int) -> Recording:
         """Where the records of a lease go."""
         stream = self._names.flight(key, token)
         return Recording(self._redis, stream, self._stream_ms, _PATIENCE_SECONDS)
+
+    async def _patiently(
+        self, script: RedisScript, keys: Sequence[str], arguments: Sequence[Argument]
+    ) -> Any:
+        try:
+            return await self._redis.attempt(script, keys, arguments, _PATIENCE_SECONDS)
+        except StoreUnavailable as error:
+            self._redis.failed(error)  # a success does not count: it may have been far too slow
+            raise
 
     def _keys(self, leases: Sequence[HeldLease]) -> list[str]:
         names = self._names
