@@ -54,8 +54,8 @@ class Generations:
         """Grows with every change of the marks: what was found LIVE before has to be asked anew."""
         self._marks = Marks()
         self._owed: list[Mark] = []
-        self._blind: Mark | None = None
-        self._unnumbered: Marks | None = None  # what is owed, and the blind mark
+        self._blind = False  # the purges could not be read yet
+        self._unnumbered: Marks | None = None  # what is owed, or not known
         self._news = asyncio.Event()
         self._running: list[asyncio.Task[None]] = []
 
@@ -76,8 +76,9 @@ class Generations:
         """Read the purges, and begin to follow; a log that is down does not make this fail."""
         await self._log.open(self.heard)
         if not await self._read():
-            self._blind = Mark(_UNNUMBERED, EVERYTHING, stored_before=self._clock.wall())
-            self._unnumbered_changed()
+            self._blind = True
+            blind = Mark(_UNNUMBERED, EVERYTHING, stored_before=self._clock.wall())
+            self._put_unnumbered([blind])
             log.warning("the purges could not be read: nothing stored before is served until then")
         self._running.append(self._tasks.start(self._follow(), name="purges-follow"))
         if self._log.hearing is not Hearing.ALONE:
@@ -179,31 +180,37 @@ class Generations:
     def _owe(self, mark: Mark, error: StoreUnavailable) -> None:
         if not self._owed:
             log.warning("a purge is in force here alone, until its log takes it (%s)", error)
-        self._owed.append(mark)
+        if mark not in self._owed:
+            self._owed.append(mark)
         if len(self._owed) > _MOST_OWED:
             self._owed = [Mark(_UNNUMBERED, EVERYTHING)]
-        self._unnumbered_changed()
+        self._put_unnumbered(self._owed[-1:])
 
     async def _pay(self) -> None:
         """Give the log the purges that it did not take."""
-        while self._owed:
-            mark = self._owed[0]
-            await self._number(mark)
-            # Meanwhile others may have come behind it, or one on everything instead of it.
-            self._owed = [owed for owed in self._owed if owed is not mark]
-            self._unnumbered_changed()
-            if not self._owed:
-                log.info("the log has taken all purges")
+        if not self._owed:
+            return
+        try:
+            while self._owed:
+                mark = self._owed[0]
+                await self._number(mark)
+                # Meanwhile others may have come behind it, or one on everything instead of all.
+                self._owed = [owed for owed in self._owed if owed is not mark]
+        finally:
+            self._unnumbered = None
+            self._put_unnumbered(self._owed)
+        log.info("the log has taken all purges")
 
     def _see(self) -> None:
-        if self._blind is not None:
-            self._blind = None
-            self._unnumbered_changed()
+        if self._blind:
+            self._blind = False
+            self._unnumbered = None
+            self._put_unnumbered(self._owed)
             log.info("the purges are read: what was stored before is served again")
 
-    def _unnumbered_changed(self) -> None:
-        marks = [*self._owed, *([self._blind] if self._blind else [])]
-        self._unnumbered = Marks() if marks else None
+    def _put_unnumbered(self, marks: Sequence[Mark]) -> None:
+        if self._unnumbered is None and marks:
+            self._unnumbered = Marks()
         for mark in marks:
             assert self._unnumbered is not None
             self._unnumbered.add(mark)
