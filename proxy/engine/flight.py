@@ -73,8 +73,11 @@ class Flight:
         self.sharing: asyncio.Task[None] | None = None
         """Publishes to followers elsewhere, where there are any."""
         self.is_off_table = False
+        self.is_told = False
+        """True once it landed while the client that began it waited: its outcome tells the rest."""
         self._finishes = finishes
         self._participants = 0
+        self._led = False
         self._head: Head | None = None
         self._error: ProxyError | None = None
         self._headed = asyncio.Event()
@@ -118,6 +121,7 @@ class Flight:
         if self.end is None:
             self.end = end
             self.entry = entry
+            self.is_told = self._led
             self._landed.set()
             self._headed.set()
 
@@ -155,13 +159,19 @@ class Flight:
         """True while no client waits for it."""
         return self._participants == 0
 
-    def board(self) -> None:
-        """One more waits for this flight."""
+    def board(self, *, leads: bool) -> None:
+        """One more waits for this flight; `leads` where the request that goes upstream is its."""
         self._participants += 1
+        self._led = self._led or leads
 
-    def leave(self) -> None:
+    def follow(self) -> None:
+        """Whoever led is told of another's request upstream: the one of this flight is nobody's."""
+        self._led = False
+
+    def leave(self, *, leads: bool) -> None:
         """One waits no more; with the last one the work may lose its point."""
         self._participants -= 1
+        self._led = self._led and not leads
         if self._participants == 0 and not self._goes_on() and self.task is not None:
             self.task.cancel()
 

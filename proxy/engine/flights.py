@@ -27,16 +27,17 @@ TASK = "flight"
 
 
 class Errand(StrEnum):
-    """Why a flight starts. Only those for a miss and a refresh can be joined."""
+    """Why a flight starts. A client joins those for a miss, a better answer and a refresh."""
 
-    MISS = "miss"  # there is no entry that could serve
+    MISS = "miss"  # there is no fresh entry
+    BETTER = "better"  # the entry is fresh, but too old for this client, or can't take its form
     REFRESH = "refresh"  # the entry is to be replaced while it serves
     RENEWAL = "renewal"  # the client wants a new answer, whatever there is
     ALONE = "alone"  # the shared answer could not be had
     BYPASS = "bypass"  # the cache is not asked, nor told
 
 
-_JOINABLE = frozenset({Errand.MISS, Errand.REFRESH})
+_JOINABLE = frozenset({Errand.MISS, Errand.BETTER, Errand.REFRESH})
 
 
 class Watch:
@@ -118,7 +119,7 @@ class Flights:
                 lease = leases[0] if leases else None
                 await leader.fly(
                     flight,
-                    replaces=errand is Errand.RENEWAL or errand is Errand.REFRESH,
+                    replaces=errand is not Errand.MISS,
                     void=lambda: lease is not None and lease.lost,
                     landed=lambda: self._landed(flight, lease),
                 )
@@ -208,7 +209,7 @@ class Flights:
 
     def _ended(self, flight: Flight, errand: Errand) -> None:
         """Tell of work that no client's account tells of."""
-        if flight.is_unattended:
+        if not (flight.is_told or flight.collapsed):
             settlement = flight.settlement
             usage = settlement.usage if settlement is not None else None
             refreshes = errand is Errand.REFRESH

@@ -20,7 +20,7 @@ from proxy.core.decision import (
 from proxy.core.freshness import certain_until, refreshes_ahead
 from proxy.core.key import CacheKey
 from proxy.core.matching import RuleSet
-from proxy.core.outcome import CLIENT_GONE, Outcome, XCache
+from proxy.core.outcome import CLIENT_GONE, MissReason, Outcome, XCache
 from proxy.core.replay import FreshIds, Rendered, render
 from proxy.core.variants import Turns, variant_count
 from proxy.engine.answers import error_answer, hit_answer
@@ -205,7 +205,7 @@ class CacheService:
     async def _forward(self, plan: Plan, decision: Forward, store_key: str) -> Answer:
         outcome = self._outcome(plan, XCache.MISS)
         outcome = replace(outcome, forwarded=decision.forwarded, detail=decision.reason.value)
-        errand = Errand.RENEWAL if plan.control.no_cache else Errand.MISS
+        errand = _errand(decision.reason)
         stale = decision.stale
         if stale is None:
             return await self._forwarded(plan, outcome, store_key, errand)
@@ -296,6 +296,16 @@ class CacheService:
 
     def _shows_key(self, call: Call) -> bool:
         return self._policy.expose_key or call.identity.admin
+
+
+def _errand(reason: MissReason) -> Errand:
+    match reason:
+        case MissReason.NO_CACHE:
+            return Errand.RENEWAL
+        case MissReason.MAX_AGE | MissReason.FORM:
+            return Errand.BETTER
+        case _:
+            return Errand.MISS
 
 
 def _not_cached(reason: str) -> NotCached:

@@ -57,7 +57,7 @@ class Sharing:
         """
         account = Account(outcome, self._observer, self._clock, plan.started)
         part = _Part(plan, account, with_key=with_key, replaceable=replaceable)
-        if errand is Errand.MISS and key is not None:
+        if errand in {Errand.MISS, Errand.BETTER} and key is not None:
             for _ in range(_MOST_FLIGHTS):
                 flight = self._flights.joinable(key)
                 leads = flight is None
@@ -85,19 +85,21 @@ class _Part:
 
     async def aboard(self, flight: Flight, *, leads: bool) -> Answer | None:
         """The answer from this flight; None where it has none for this client."""
-        flight.board()
+        flight.board(leads=leads)
         try:
             answer = await self._answer(flight, leads=leads)
         except BaseException:  # cancellation too: the flight must know that one less waits
-            flight.leave()
+            flight.leave(leads=leads)
             raise
         if answer is None or not isinstance(answer.body, FlightBody):
-            flight.leave()
+            flight.leave(leads=leads)
         return answer
 
     async def _answer(self, flight: Flight, *, leads: bool) -> Answer | None:
         head = await flight.headed()
-        leads = leads and not flight.collapsed
+        if leads and flight.collapsed:
+            leads = False
+            flight.follow()
         if head is not None and (leads or self._takes(flight, head)):
             return self._relayed(flight, head, leads=leads)
         lacks_usage = head is not None and head.is_stream and not head.has_usage
@@ -129,7 +131,7 @@ class _Part:
             body = head.body if leads or head.plain is None else head.plain
             self._account.end(complete=True, flight=flight)
         else:
-            body = FlightBody(flight, head, self._plan.wanted, self._account)
+            body = FlightBody(flight, head, self._plan.wanted, self._account, leads=leads)
         headers = self._headers(head, leads=leads)
         return Answer(head.status, headers, body)
 
@@ -162,10 +164,13 @@ class _Part:
 class FlightBody:
     """The body of a flight's answer, for one client."""
 
-    def __init__(self, flight: Flight, head: Head, wanted: Wanted, account: Account) -> None:
+    def __init__(
+        self, flight: Flight, head: Head, wanted: Wanted, account: Account, *, leads: bool
+    ) -> None:
         trims = head.has_usage and not wanted.include_usage
         self._flight = flight
         self._account = account
+        self._leads = leads
         self._reader = flight.body.reader(trimmed=trims and head.trims)
         self._filter = UsageFilter() if trims and not head.trims else None
         self._left = False
@@ -192,7 +197,7 @@ class FlightBody:
         # Clients close at the terminal event, and need not wait for the upstream to do the same.
         self._account.end(complete=self._reader.has_terminal, flight=self._flight)
         self._reader.leave()
-        self._flight.leave()
+        self._flight.leave(leads=self._leads)
 
 
 def _fails(status: int) -> bool:
