@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 
 from proxy.core.entry import Usage
 from proxy.core.outcome import Outcome, XCache
+from proxy.core.shares import spared_usage
 from proxy.stores.base import StoreStats
 from proxy.upstream.keypool import KeyState, KeyStatus
 
@@ -61,6 +62,9 @@ class Metrics:
             ("endpoint", "outcome"),
             buckets=_BUCKETS,
             registry=self.registry,
+        )
+        self._items = self._counter(
+            "magic_proxy_embedding_items", "Inputs of batches of embeddings.", "result"
         )
         self._bypass = self._counter(
             "magic_proxy_bypass", "Requests for which the cache was not asked.", "reason"
@@ -115,6 +119,9 @@ class Metrics:
             "Requests that shared the upstream request of another.",
             "endpoint",
         )
+        self._purges = self._counter(
+            "magic_proxy_purges", "Purges that this process was asked for.", "kind"
+        )
         self._bound: dict[tuple[str, XCache], tuple[Counter, Histogram]] = {}
 
     def told(self, outcome: Outcome) -> None:
@@ -127,9 +134,13 @@ class Metrics:
             self._bound[place] = bound
         bound[0].inc()
         bound[1].observe(outcome.duration_seconds)
-        if outcome.usage is not None:
+        if outcome.billed is not None:
+            self._count_parts(outcome, outcome.billed)
+        elif outcome.usage is not None:
             saved = outcome.collapsed or outcome.x_cache in {XCache.HIT, XCache.STALE}
             self._count_usage(outcome.model, outcome.usage, saved=saved)
+        if outcome.items is not None:
+            self._count_items(outcome, outcome.items)
         if outcome.collapsed:
             self._collapsed.labels(outcome.endpoint).inc()
         if outcome.x_cache is not XCache.HIT:
@@ -146,6 +157,9 @@ class Metrics:
 
     def entry_unreadable(self) -> None:
         self._unreadable.inc()
+
+    def purged(self, kind: str) -> None:
+        self._purges.labels(kind).inc()
 
     def finished_unattended(self, purpose: str, end: str, model: str, usage: Usage | None) -> None:
         self._unattended.labels(purpose, end).inc()
@@ -168,11 +182,29 @@ class Metrics:
             # The field after the colon is the client's text: no label.
             self._bypass.labels(outcome.detail.partition(":")[0]).inc()
         if outcome.detail is not None and outcome.x_cache is XCache.MISS:
-            self._miss.labels(outcome.detail).inc()
+            # After the colon stands how many inputs of a batch were hits.
+            self._miss.labels(outcome.detail.partition(":")[0]).inc()
         if outcome.not_stored is not None:
             self._not_stored.labels(outcome.not_stored).inc()
         if not outcome.complete:
             self._incomplete.labels(outcome.endpoint).inc()
+
+    def _count_parts(self, outcome: Outcome, billed: Usage) -> None:
+        """An answer of which a part was billed, and the rest spared."""
+        self._count_usage(outcome.model, billed, saved=False)
+        if outcome.usage is not None:
+            spared = spared_usage(outcome.usage, billed)
+            self._count_usage(outcome.model, spared, saved=True)
+
+    def _count_items(self, outcome: Outcome, items: int) -> None:
+        hits, collapsed = outcome.item_hits or 0, outcome.items_collapsed or 0
+        for result, count in (
+            ("hit", hits),
+            ("collapsed", collapsed),
+            ("miss", items - hits - collapsed),
+        ):
+            if count > 0:
+                self._items.labels(result).inc(count)
 
     def _count_usage(self, model: str, usage: Usage, *, saved: bool) -> None:
         prompt, completion = self._saved if saved else self._billed

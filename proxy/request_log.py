@@ -123,6 +123,8 @@ class RequestLog:
             ("rule", outcome.rule),
             ("upstream", outcome.upstream),
             ("client", outcome.client),
+            ("items", outcome.items),
+            ("item_hits", outcome.item_hits),
         ):
             if value is not None:
                 members[name] = value  # noqa: PERF403  # `members` has others before and after

@@ -17,6 +17,8 @@ FLOAT = "float"
 BASE64 = "base64"
 ENCODINGS = frozenset({FLOAT, BASE64})
 
+_NUMBERS = frozenset({int, float})
+
 _FIRST_VECTOR = re.compile(rb'"embedding"\s*:\s*(["\[])')
 # Adding and taking away 1.5 * 2**52 rounds a double to a whole number, half to even.
 _ROUND = 6755399441055744.0
@@ -50,6 +52,24 @@ def reencoded(payload: bytes, encoding: str) -> bytes:
     for vector in vectors:
         vector["embedding"] = _in_encoding(vector.get("embedding"), encoding)
     return orjson.dumps(answer)
+
+
+def encoded(vector: bytes, encoding: str) -> bytes:
+    """One vector, as its JSON, in `encoding`: the same bytes where it is. Raises `NotAVector`."""
+    stored = BASE64 if vector.startswith(b'"') else FLOAT
+    if stored == encoding:
+        return vector
+    try:
+        return orjson.dumps(_in_encoding(orjson.loads(vector), encoding))
+    except orjson.JSONDecodeError as error:
+        raise NotAVector(str(error)) from error
+
+
+def is_vector(vector: object) -> bool:
+    """Whether it holds numbers only: some servers write null for a NaN, or nothing at all."""
+    if not isinstance(vector, list | str) or not vector:
+        return False
+    return isinstance(vector, str) or _NUMBERS.issuperset(map(type, vector))
 
 
 def _in_encoding(vector: Any, encoding: str) -> str | list[float]:

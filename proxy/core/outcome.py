@@ -42,6 +42,7 @@ class MissReason(StrEnum):
     FORM = "form"  # the entry can't be served in the form asked for (a usage chunk it lacks)
     NO_CACHE = "no-cache"  # the client asked for a new answer
     MAX_AGE = "max-age"  # the entry is older than the client allows
+    PARTIAL = "partial"  # some inputs of a batch had entries: how many of them follows the colon
 
 
 class BypassReason(StrEnum):
@@ -63,6 +64,9 @@ class Outcome:
 
     `stored` is None while it is not known (a stream under way). `detail` is a reason's value, with
     the field it is about after a colon. Times in seconds; `digest` is the key's digest in hex.
+    `usage` is what the answer says, `billed` what the upstream counted for this request; None goes
+    by the kind of outcome. Of a batch's `items`, `item_hits` came from entries, and
+    `items_collapsed` from what others asked for, or the same batch at another place.
     """
 
     x_cache: XCache
@@ -80,6 +84,10 @@ class Outcome:
     detail: str | None = None
     not_stored: str | None = None
     usage: Usage | None = None
+    billed: Usage | None = None
+    items: int | None = None
+    item_hits: int | None = None
+    items_collapsed: int | None = None
     stream: bool = False
     upstream: str | None = None
     client: str | None = None

@@ -16,8 +16,9 @@ from proxy.core.wire import JsonValue
 _STRING = rb'"(?:[^"\\]++|\\.)*+"'
 _TOKEN = re.compile(_STRING + rb"|[{}\[\]]", re.DOTALL)
 _COLON = re.compile(rb"[ \t\r\n]*:[ \t\r\n]*")
-_SCALAR = re.compile(rb"[^ \t\r\n,}]+")
+_SCALAR = re.compile(rb"[^ \t\r\n,}\]]+")
 _NOT_SPACE = re.compile(rb"[^ \t\r\n]")
+_ELEMENT = re.compile(rb"[^ \t\r\n,]")
 
 
 class Member(NamedTuple):
@@ -37,6 +38,14 @@ def members(raw: bytes) -> Iterator[Member]:
         start = colon.end()
         place = _value_end(raw, start)
         yield Member(_decoded(token[0]), start, place)
+
+
+def elements(raw: bytes, start: int) -> Iterator[tuple[int, int]]:
+    """Where the elements of the array that begins at `start` stand, in order."""
+    place = start + 1
+    while (first := _ELEMENT.search(raw, place)) is not None and first[0] != b"]":
+        place = _value_end(raw, first.start())
+        yield first.start(), place
 
 
 def set_members(raw: bytes, values: Mapping[str, JsonValue]) -> bytes:

@@ -1,7 +1,7 @@
 """Entries in and out of the store: decoding, own writes, purges, and failures as misses."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import assert_never
 
@@ -87,6 +87,30 @@ class Entries:
             return self._unreadable(key)
         return self._unless_purged(entry)
 
+    async def get_batch(self, keys: Sequence[str]) -> list[Entry | MissReason]:
+        """The same for many keys, which are distinct, in one look-up."""
+        found: dict[str, Entry | MissReason] = {
+            key: entry for key in keys if (entry := self._writes.pending(key)) is not None
+        }
+        asked = [key for key in keys if key not in found]
+        try:
+            values = await self._store.get_many(asked) if asked else []
+        except StoreUnavailable:
+            self._observer.store_failed("get")
+            values = []
+            found |= dict.fromkeys(asked, MissReason.STORE_DOWN)
+        held = {key: value for key, value in zip(asked, values, strict=False) if value is not None}
+        if sum(map(len, held.values())) > _INLINE_BYTES:
+            found |= await asyncio.to_thread(_decoded, held)
+        else:
+            found |= _decoded(held)
+        return [self._judged(key, found.get(key, MissReason.ABSENT)) for key in keys]
+
+    def _judged(self, key: str, found: Entry | MissReason) -> Entry | MissReason:
+        if isinstance(found, Entry):
+            return self._unless_purged(found)
+        return self._unreadable(key) if found is MissReason.UNREADABLE else found
+
     def put(self, entry: Entry, *, replaces: bool) -> bool:
         """Queue the entry; False where it was dropped. `replaces`: a fresh one may be there."""
         queued = self._writes.put(entry)
@@ -120,3 +144,13 @@ class Entries:
             await self._store.delete_many([key])
         except StoreUnavailable:
             self._observer.store_failed("delete")
+
+
+def _decoded(values: Mapping[str, bytes]) -> dict[str, Entry | MissReason]:
+    found: dict[str, Entry | MissReason] = {}
+    for key, value in values.items():
+        try:
+            found[key] = decode(value, key)
+        except EntryUnreadable:
+            found[key] = MissReason.UNREADABLE
+    return found

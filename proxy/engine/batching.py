@@ -1,0 +1,147 @@
+"""Batches of embeddings, answered item by item (B30 to B34).
+
+What the cache has is not asked for again; what another batch asks for just now is waited for; the
+rest goes upstream in one request, each item once.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+
+from proxy.clock import Clock
+from proxy.core.batches import Opener
+from proxy.core.decision import Forward
+from proxy.core.entry import Entry
+from proxy.core.items import Items
+from proxy.core.outcome import Forwarded, MissReason
+from proxy.engine.base import Answer, Observer
+from proxy.engine.batch import Batch
+from proxy.engine.batch_answers import BatchAnswers
+from proxy.engine.entries import Entries
+from proxy.engine.item_asking import Asking, in_thread_if_long
+from proxy.engine.item_fetch import Fetch
+from proxy.engine.item_fetches import Fetches
+from proxy.engine.plan import Plan
+from proxy.errors import NotCached, ProxyError, UpstreamError, UpstreamProtocolError
+from proxy.upstream.base import Forwarder
+
+
+class Batches:
+    """Answers calls with several inputs, under one configuration.
+
+    `key_prefix` is the start of every store key.
+    """
+
+    def __init__(
+        self,
+        entries: Entries,
+        fetches: Fetches,
+        forwarder: Forwarder,
+        clock: Clock,
+        observer: Observer,
+        key_prefix: str,
+    ) -> None:
+        self._entries = entries
+        self._fetches = fetches
+        self._asking = Asking(forwarder, clock)
+        self._clock = clock
+        self._key_prefix = key_prefix
+        self._opener = Opener()
+        self._answers = BatchAnswers(clock, observer)
+
+    async def answer(self, plan: Plan, items: Items, *, with_key: bool) -> Answer:
+        """The answer to a call that may use the cache; its outcome is told.
+
+        Raises `UpstreamError`, and `NotCached` where the client wants a cached answer only.
+        """
+        batch = Batch(plan, items, items.store_keys(self._key_prefix), with_key=with_key)
+        with ExitStack() as aboard:
+            with self._fetches.watching() as landed:
+                await self._look_up(batch)
+                await self._take(batch, [landed[key] for key in batch.missing if key in landed])
+                batch.looked_up()
+                if batch.missing and plan.control.only_if_cached:
+                    raise _not_cached(batch)
+                own, joined = self._set_out(batch, aboard)
+            answer = await self._fetched(batch, own)
+            if answer is None and joined:
+                again = await self._join(batch, joined, aboard)
+                answer = await self._fetched(batch, again)
+            if answer is not None:
+                return answer
+        if batch.missing:
+            raise UpstreamError("The request was given up.")
+        return await self._answers.joined(batch)
+
+    async def _look_up(self, batch: Batch) -> None:
+        keys = batch.distinct
+        if batch.plan.control.no_cache:
+            reason = MissReason.NO_CACHE
+            for key in keys:
+                batch.missing[key] = Forward(batch.key_of(key), Forwarded.REQUEST, reason)
+            return
+        found = await self._entries.get_batch(keys)
+        await self._take(batch, batch.decide(keys, found, self._clock.wall()))
+
+    async def _take(self, batch: Batch, entries: Sequence[Entry]) -> None:
+        size = sum(len(entry.payload) for entry in entries)
+        pieces = await in_thread_if_long(size, batch.opened, entries, self._opener)
+        batch.take(entries, pieces)
+
+    def _set_out(self, batch: Batch, aboard: ExitStack) -> tuple[Fetch | None, dict[str, Fetch]]:
+        """Begin to fetch what nobody else does, and find who does for the rest."""
+        joined: dict[str, Fetch] = {}
+        for key in batch.missing:
+            if (fetch := self._fetches.under_way(batch.plan, key)) is not None:
+                joined[key] = fetch
+        for fetch in dict.fromkeys(joined.values()):
+            aboard.enter_context(self._fetches.aboard(fetch, owns=False))
+        own = [key for key in batch.missing if key not in joined]
+        return self._start(batch, own, aboard, joinable=True), joined
+
+    def _start(
+        self, batch: Batch, keys: Iterable[str], aboard: ExitStack, *, joinable: bool
+    ) -> Fetch | None:
+        wants = [batch.want(key) for key in sorted(keys, key=batch.places.__getitem__)]
+        if not wants:
+            return None
+        whole = len(wants) == len(batch)
+        fetch = self._fetches.start(self._asking, batch.plan, wants, whole=whole, joinable=joinable)
+        aboard.enter_context(self._fetches.aboard(fetch, owns=True))
+        return fetch
+
+    async def _fetched(self, batch: Batch, fetch: Fetch | None) -> Answer | None:
+        """Take what this call's own fetch brought; or the answer, where the upstream gave it."""
+        if fetch is None:
+            return None
+        failure = await fetch.ended()
+        if isinstance(failure, ProxyError):
+            raise failure
+        if failure is not None:
+            return self._answers.passed(batch, fetch, failure)
+        if fetch.whole and len(fetch.asked) == 1 and fetch.asked[0].passes:
+            return self._answers.passed(batch, fetch, fetch.asked[0])
+        landed = [await fetch.landed(key) for key in fetch.wants]
+        entries = [entry for entry in landed if entry is not None]
+        await self._take(batch, entries)
+        if any(entry.key in batch.missing for entry in entries):
+            raise UpstreamProtocolError("The vectors have no form in the encoding asked for.")
+        batch.account(fetch)
+        return None
+
+    async def _join(
+        self, batch: Batch, joined: Mapping[str, Fetch], aboard: ExitStack
+    ) -> Fetch | None:
+        """Wait for others' items; what they don't bring is asked for here, once, and alone."""
+        landed = [await fetch.landed(key) for key, fetch in joined.items()]
+        found = [MissReason.ABSENT if entry is None else entry for entry in landed]
+        await self._take(batch, batch.decide(joined, found, self._clock.wall()))
+        left = [key for key in joined if key in batch.missing]
+        return self._start(batch, left, aboard, joinable=False)
+
+
+def _not_cached(batch: Batch) -> NotCached:
+    reason = next(iter(batch.missing.values())).reason
+    return NotCached(
+        f"Only a cached answer was asked for, and there is none for {len(batch.missing)} of the"
+        f" {len(batch.places)} inputs: {reason.value}."
+    )

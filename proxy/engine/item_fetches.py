@@ -1,0 +1,116 @@
+"""All items under way in one worker: each is asked for once, whoever wants it meanwhile (B30)."""
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+from proxy.coalesce.base import Coalescer, FlightEnd
+from proxy.core.entry import Entry
+from proxy.core.rules import Coalescing
+from proxy.core.shares import added_usage
+from proxy.engine.base import FlightObserver
+from proxy.engine.entries import Entries
+from proxy.engine.item_asking import Asking, Want
+from proxy.engine.item_fetch import Fetch
+from proxy.engine.item_fetching import Fetching
+from proxy.engine.plan import Plan
+from proxy.tasks import TaskGroup
+
+TASK: Final = "item-fetch"
+
+
+class Fetches:
+    """The fetches that may be joined, by item; lives as long as the process."""
+
+    def __init__(
+        self,
+        entries: Entries,
+        tasks: TaskGroup,
+        observer: FlightObserver,
+        coalescer: Coalescer | None = None,
+    ) -> None:
+        self._entries = entries
+        self._tasks = tasks
+        self._observer = observer
+        self._coalescer = coalescer
+        self._table: dict[str, Fetch] = {}
+        self._watches: list[dict[str, Entry]] = []
+
+    def __len__(self) -> int:
+        """How many items may be joined now."""
+        return len(self._table)
+
+    @contextmanager
+    def watching(self) -> Iterator[dict[str, Entry]]:
+        """Around a look-up: what lands meanwhile, which it may have missed."""
+        watch: dict[str, Entry] = {}
+        self._watches.append(watch)
+        try:
+            yield watch
+        finally:
+            self._watches = [other for other in self._watches if other is not watch]
+
+    def under_way(self, plan: Plan, key: str) -> Fetch | None:
+        """The fetch that this item can be had from, unless a purge has come between."""
+        fetch = self._table.get(key)
+        if fetch is None or fetch.plan.generation < plan.generation or not _shares(plan):
+            return None
+        return fetch
+
+    @contextmanager
+    def aboard(self, fetch: Fetch, *, owns: bool) -> Iterator[None]:
+        """While a batch waits for items of this fetch; `owns` where it began it."""
+        fetch.board()
+        gone = False
+        try:
+            yield
+        except asyncio.CancelledError:
+            gone = True
+            raise
+        finally:
+            fetch.leave(owns=owns, gone=gone)
+            self._ended(fetch)
+
+    def start(
+        self, asking: Asking, plan: Plan, wants: Sequence[Want], *, whole: bool, joinable: bool
+    ) -> Fetch:
+        """A new fetch, under way; whoever starts it is `aboard` before waiting for anything.
+
+        `joinable` False keeps it for its own batch, whatever the rule says.
+        """
+        stores = not plan.control.no_store and plan.given_tags is not None
+        joinable = joinable and stores and _shares(plan)
+        fetch = Fetch(plan, wants, self._landed, whole=whole, joinable=joinable)
+        if joinable:
+            self._table.update(dict.fromkeys(fetch.wants, fetch))
+        work = Fetching(fetch, asking, self._entries, self._tasks, self._coalescer)
+        fetch.task = self._tasks.start(work.run(), name=TASK)
+        fetch.task.add_done_callback(lambda _: self._ended(fetch))
+        return fetch
+
+    def _landed(self, fetch: Fetch, found: Mapping[str, Entry | None]) -> None:
+        """These are under way no more; look-ups that may have missed them are told."""
+        for key, entry in found.items():
+            if self._table.get(key) is fetch:
+                del self._table[key]
+            if entry is not None and fetch.joinable:
+                for watch in self._watches:
+                    watch[key] = entry
+
+    def _ended(self, fetch: Fetch) -> None:
+        """Tell of work that no client's outcome tells of."""
+        if fetch.is_owned or fetch.task is None or not fetch.task.done():
+            return
+        new = fetch.unaccounted()
+        if new or fetch.untold is not None:
+            end = FlightEnd.STORED if fetch.stored else FlightEnd.FAILED
+            usage = added_usage(asked.usage for asked in new)
+            model = fetch.plan.chain.model
+            self._observer.finished_unattended("finish", end.value, model, usage)
+
+
+def _shares(plan: Plan) -> bool:
+    """Whether this call's items are shared with others: not where it wants new ones (B40)."""
+    rule = plan.derivation.rule
+    return rule is not None and rule.coalesce is not Coalescing.OFF and not plan.control.no_cache
