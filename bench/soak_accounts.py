@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bench.soak_client import Came, Result
 from bench.soak_content import chat_digest, item_digest
+from bench.soak_judge import Window
 from bench.soak_rules import MODELS
 from bench.soak_upstream import Ending, UpstreamCall
 
@@ -104,11 +105,17 @@ def digests_of(result: Result) -> list[str]:
     return [item_digest(ask.model, item) for item in ask.items]
 
 
-def unexplained(calls: Sequence[UpstreamCall], results: Iterable[Result]) -> list[UpstreamCall]:
-    """The calls that no request accounts for."""
+def unexplained(
+    calls: Sequence[UpstreamCall], results: Iterable[Result], losses: Sequence[Window] = ()
+) -> list[UpstreamCall]:
+    """The calls that no request accounts for.
+
+    In `losses` leaders were lost: who followed them may have asked anew, and is told as collapsed.
+    """
     reasons: defaultdict[str, _Reasons] = defaultdict(_Reasons)
     for result in results:
-        if may_cause_a_call(result):
+        lost = any(window.overlaps(result.began, result.ended) for window in losses)
+        if may_cause_a_call(result) or (result.collapsed and lost):
             reasons[result.ask.proxy].add(result)
     ordered = sorted(calls, key=lambda call: call.began)
     return [call for call in ordered if not reasons[call.proxy].explain(call)]

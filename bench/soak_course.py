@@ -238,7 +238,9 @@ class Course:
         # Who follows the killed one in the middle of a stream may be cut off too, where a second
         # answer is another one; those of the steady crowd are not.
         async with (
-            self._window("proxy killed", {Came.NO_ANSWER, Came.BROKEN}, proxy=VICTIM),
+            self._window(
+                "proxy killed", {Came.NO_ANSWER, Came.BROKEN}, proxy=VICTIM, loses_leaders=True
+            ),
             self._window("its followers", {Came.BROKEN}, proxy=SURVIVOR, spares=crowd[0].kind),
         ):
             self._up.remove(VICTIM)
@@ -254,7 +256,7 @@ class Course:
         """Redis goes in order, and comes back with nothing."""
         self.purges.pauses = True
         await asyncio.sleep(1.5)  # what was purged is known everywhere
-        async with self._window("Redis stopped", set()):
+        async with self._window("Redis stopped", set(), loses_leaders=True):
             self.purges.pauses, self.purges.redis_down = False, True
             await self._redis.end(signal.SIGTERM)
             await asyncio.sleep(min(8.0, self.plan.seconds / 10))
@@ -272,8 +274,11 @@ class Course:
         *,
         proxy: str | None = None,
         spares: str = "",
+        loses_leaders: bool = False,
     ) -> AsyncIterator[None]:
-        window = Window(name, time.monotonic(), frozenset(excuses), statuses, proxy, spares)
+        window = Window(
+            name, time.monotonic(), frozenset(excuses), statuses, proxy, spares, loses_leaders
+        )
         self.judge.windows.append(window)
         try:
             yield

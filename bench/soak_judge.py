@@ -51,6 +51,7 @@ class Window:
     statuses: frozenset[int] = frozenset()
     proxy: str | None = None
     spares: str = ""
+    loses_leaders: bool = False
     ended: float = inf
     excused: int = 0
 

@@ -10,7 +10,7 @@ from bench.soak_client import Came, Result
 from bench.soak_course import Course
 from bench.soak_judge import Fault
 from bench.soak_rules import MODELS, SURVIVOR, VICTIM
-from bench.soak_upstream import Ending
+from bench.soak_upstream import Ending, UpstreamCall
 
 # For what the tables of connections, tags and counters take; an entry kept for each request would
 # be many times that.
@@ -29,7 +29,7 @@ def faults(course: Course) -> list[str]:
     if late := [crowd for crowd in seen.crowds if crowd.calls > crowd.most]:
         worst = max(crowd.calls for crowd in late)
         found.append(f"crowds with more than one upstream call: {len(late)} (up to {worst})")
-    if without := unexplained(course.upstream.calls, seen.results):
+    if without := _unexplained(course):
         found.append(f"upstream calls that no request explains: {len(without)}")
     deaths = [window for window in judge.windows if window.proxy == VICTIM]
     cut = [
@@ -75,6 +75,11 @@ def _told(course: Course) -> Iterator[tuple[str, int, int, int]]:
     )
     stayed = sum(each.came is not Came.LEFT for each in mine)
     yield SURVIVOR, stayed, len(mine), int(told)
+
+
+def _unexplained(course: Course) -> list[UpstreamCall]:
+    losses = [window for window in course.judge.windows if window.loses_leaders]
+    return unexplained(course.upstream.calls, course.seen.results, losses)
 
 
 def growth(course: Course) -> int:
@@ -167,7 +172,7 @@ def _upstream(course: Course) -> str:
     )
     return (
         f"{len(calls):,} upstream calls ({ended}); without a request to explain them:"
-        f" {len(unexplained(calls, seen.results))}.\n"
+        f" {len(_unexplained(course))}.\n"
         f"{len(crowds)} crowds of {sum(crowd.size for crowd in crowds):,} requests:"
         f" {sum(crowd.calls == 1 for crowd in crowds)} with one upstream call,"
         f" {sum(crowd.most > 1 for crowd in crowds)} of all in windows or beside purges.\n"
@@ -206,10 +211,11 @@ def _complaints(course: Course) -> str:
         f"- crowd at {crowd.began:.2f} s, {crowd.model}: {crowd.size} requests, {crowd.calls} calls"
         for crowd in crowds[:_SHOWN]
     ]
+    without = _unexplained(course)
     lines += [
         f"- call {call.number} at {call.began - began:.2f} s of {call.proxy}, {call.ending},"
         f" {len(call.digests)} inputs, {call.digests[0]}"
-        for call in unexplained(course.upstream.calls, course.seen.results)[:_SHOWN]
+        for call in sorted(without, key=lambda call: call.ending is Ending.REFUSED)[:_SHOWN]
     ]
     return "\n".join(lines)
 
