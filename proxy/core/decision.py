@@ -103,6 +103,11 @@ def control_of(derivation: Derivation, asked: ClientControl) -> ClientControl:
     return asked
 
 
+def may_refresh(control: ClientControl) -> bool:
+    """Whether what this client asks may have a new answer fetched in the background."""
+    return not (control.only_if_cached or control.no_store)
+
+
 def before_lookup(
     derivation: Derivation, control: ClientControl, *, enabled: bool, deliverable: bool = True
 ) -> LookUp | Forward | Bypass | Refuse:
@@ -147,8 +152,7 @@ def after_lookup(
     # (RFC 9111 section 5.2.1.1).
     allows_stale = control.max_age_seconds is None
     if allows_stale and is_stale_within(found, rule.stale_while_revalidate_seconds, now):
-        revalidate = not (control.only_if_cached or control.no_store)
-        return StaleHit(key, found, age, remaining_seconds(found, now), revalidate)
+        return StaleHit(key, found, age, remaining_seconds(found, now), may_refresh(control))
     usable = allows_stale and is_stale_within(found, rule.stale_if_error_seconds, now)
     return _forward(
         key, Forwarded.STALE, MissReason.EXPIRED, control, stale=found if usable else None

@@ -56,7 +56,8 @@ class LookUps:
         """The store key for an answer that the client wants anew: of several, in turn."""
         store_key = key.store_key(self._key_prefix)
         count = variant_count(plan.derivation)
-        variant = self._turns.next(store_key) % count if count > 1 else 0
+        # A turn of their own: who asks and renews by turns would else renew one and the same.
+        variant = self._turns.next(f"{store_key} renewed") % count if count > 1 else 0
         return key.store_key(self._key_prefix, variant)
 
     async def _get(self, store_key: str) -> Entry | MissReason:

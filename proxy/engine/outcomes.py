@@ -35,8 +35,10 @@ def outcome_of(
     )
 
 
-def stale_outcome(forwarded: Outcome, hit: StaleHit, error: UpstreamError) -> Outcome:
-    """The outcome of a forwarded call whose upstream failed with `error`, and that had an entry."""
+def stale_outcome(
+    plan: Plan, forwarded: Outcome, now: float, hit: StaleHit, error: UpstreamError
+) -> Outcome:
+    """The outcome of a forwarded call whose upstream failed by monotonic time `now`."""
     return replace(
         forwarded,
         x_cache=XCache.STALE,
@@ -46,4 +48,5 @@ def stale_outcome(forwarded: Outcome, hit: StaleHit, error: UpstreamError) -> Ou
         age_seconds=hit.age_seconds,
         usage=hit.entry.usage,
         detail=f"{_ON_ERROR}:{error.error_code}",
+        duration_seconds=now - plan.started,
     )

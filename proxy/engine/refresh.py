@@ -18,14 +18,18 @@ class Refreshes:
         """How many are under way."""
         return len(self._keys)
 
-    def start(self, leader: Leader, plan: Plan, key: str, *, most: int) -> None:
-        """Fetch a new answer for `key`, unless that is already done or `most` are under way."""
+    def start(self, leader: Leader, plan: Plan, key: str, *, most: int) -> bool:
+        """Fetch a new answer for `key`, unless that is already done or `most` are under way.
+
+        False where it is not fetched.
+        """
         if key in self._keys or self._flights.joinable(key) is not None:
-            return
+            return True
         if len(self._keys) >= most:
             self.skipped += 1
-            return
+            return False
         self._keys.add(key)
         flight = self._flights.start(leader, plan, key, Errand.REFRESH)
         assert flight.task is not None
         flight.task.add_done_callback(lambda _: self._keys.discard(key))
+        return True

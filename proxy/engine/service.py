@@ -15,6 +15,7 @@ from proxy.core.decision import (
     Refuse,
     StaleHit,
     before_lookup,
+    may_refresh,
     unservable,
 )
 from proxy.core.freshness import certain_until, refreshes_ahead
@@ -212,12 +213,11 @@ class CacheService:
         try:
             return await self._forwarded(plan, outcome, store_key, errand, replaceable=True)
         except UpstreamError as error:
-            now = self._clock.wall()
-            hit = StaleHit.of(decision.key, stale, now)
+            hit = StaleHit.of(decision.key, stale, self._clock.wall())
             rendered = await self._put_into_form(plan, hit)
             if rendered is None:
                 raise
-            outcome = stale_outcome(outcome, hit, error)
+            outcome = stale_outcome(plan, outcome, self._clock.monotonic(), hit, error)
             self._observer.told(outcome)
             return hit_answer(
                 stale, rendered, outcome, repeats=False, with_key=self._shows_key(plan.call)
@@ -260,36 +260,37 @@ class CacheService:
     def _hit(self, plan: Plan, hit: Hit, store_key: str, rendered: Rendered) -> Answer:
         rule = plan.derivation.rule
         assert rule is not None
-        repeats_until = hit.entry.fresh_until
-        if rule.refresh_ahead and not plan.control.no_store:
+        now, repeats_until = self._clock.wall(), hit.entry.fresh_until
+        if rule.refresh_ahead and may_refresh(plan.control):
             eagerness = rule.refresh_ahead
             draw = 1.0 - random.random()  # noqa: S311 - a chance, not a secret
-            if refreshes_ahead(hit.entry, self._clock.wall(), eagerness=eagerness, draw=draw):
+            if refreshes_ahead(hit.entry, now, eagerness=eagerness, draw=draw):
                 self._refresh(plan, store_key)
             repeats_until = certain_until(hit.entry, eagerness=eagerness)
         outcome = outcome_of(plan, XCache.HIT, self._clock.monotonic(), hit)
         self._observer.told(outcome)
-        repeats = not plan.renews_ids and variant_count(plan.derivation) == 1
+        is_same = not plan.renews_ids and variant_count(plan.derivation) == 1
         return hit_answer(
             hit.entry,
             rendered,
             outcome,
-            repeats=repeats and self._entries.is_stored(store_key),
+            repeats=is_same and now < repeats_until and self._entries.is_stored(store_key),
             repeats_until=repeats_until,
             with_key=self._shows_key(plan.call),
         )
 
     def _stale_hit(self, plan: Plan, hit: StaleHit, store_key: str, rendered: Rendered) -> Answer:
-        if hit.revalidate:
-            self._refresh(plan, store_key)
+        if hit.revalidate and not self._refresh(plan, store_key):
+            hit = replace(hit, revalidate=False)
         outcome = outcome_of(plan, XCache.STALE, self._clock.monotonic(), hit)
         self._observer.told(outcome)
         return hit_answer(
             hit.entry, rendered, outcome, repeats=False, with_key=self._shows_key(plan.call)
         )
 
-    def _refresh(self, plan: Plan, store_key: str) -> None:
-        self._refreshes.start(self._leader, plan, store_key, most=self._policy.max_refreshes)
+    def _refresh(self, plan: Plan, store_key: str) -> bool:
+        most = self._policy.max_refreshes
+        return self._refreshes.start(self._leader, plan, store_key, most=most)
 
     def _outcome(self, plan: Plan, x_cache: XCache) -> Outcome:
         return outcome_of(plan, x_cache, self._clock.monotonic())
