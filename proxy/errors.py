@@ -12,6 +12,7 @@ ProxyError
 │   └── NotAuthenticated         401  no, or no known, client credential or admin key
 ├── NotCached                    504  `only-if-cached` and no entry
 ├── CutOff                       503  a reader fell too far behind; its answer breaks off
+├── PurgeIncomplete              503  a purge that not everybody knows of, or that was not counted
 ├── UpstreamError                502  the upstream gave no usable answer
 │   ├── UpstreamFailing          502  it answered that it fails, and there is a stale entry instead
 │   ├── UpstreamUnreachable      502  refused, reset, unresolvable, TLS failure
@@ -137,6 +138,14 @@ class CutOff(ProxyError):
 
     status = 503
     code = "client_too_slow"
+
+
+class PurgeIncomplete(ProxyError):
+    """A purge is in force in this process alone, or could not be counted."""
+
+    status = 503
+    type = "cache_error"
+    code = "purge_incomplete"
 
 
 class UpstreamError(ProxyError):
