@@ -1,13 +1,14 @@
 """Entries in and out of the store: decoding, own writes, purges, and failures as misses."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import assert_never
+from typing import TypeAlias, assert_never
 
 from proxy.clock import Clock
 from proxy.core.codec import decode
 from proxy.core.entry import Entry
+from proxy.core.freshness import is_fresh
 from proxy.core.marks import Verdict
 from proxy.core.outcome import MissReason
 from proxy.engine.base import StorageObserver
@@ -16,6 +17,8 @@ from proxy.engine.write_behind import WriteBehind
 from proxy.errors import EntryUnreadable, StoreUnavailable
 from proxy.stores.base import Store
 from proxy.tasks import TaskGroup
+
+Fetch: TypeAlias = Callable[[Sequence[str]], Awaitable[list[bytes | None]]]
 
 # Above this, decoding is done in a thread: it may have to decompress.
 _INLINE_BYTES = 64 * 1024
@@ -68,11 +71,32 @@ class Entries:
         return self._writes.pending(key) is None or self._store.get_now(key) is not None
 
     async def get(self, key: str) -> Entry | MissReason:
-        """The entry under `key`, or why it can't be had; never raises for a failing store."""
+        """The entry under `key`, or why it can't be had; never raises for a failing store.
+
+        Where a copy at hand is out of date, others may have stored a new one: that is looked for.
+        """
+        found = await self._get(key)
+        return await self.get_latest(key) if self._is_outdated(found) else found
+
+    async def get_latest(self, key: str) -> Entry | MissReason:
+        """The same, past copies of this worker: what all who share the store see."""
+        found = await self._fetched(key, self._store.get_latest)
+        self._replaced += not self._is_outdated(found)
+        return found
+
+    async def _get(self, key: str) -> Entry | MissReason:
         if (entry := self._writes.pending(key)) is not None:
             return self._unless_purged(entry)
+        return await self._fetched(key, self._store.get_many)
+
+    def _is_outdated(self, found: Entry | MissReason) -> bool:
+        if isinstance(found, Entry):
+            return not is_fresh(found, self._clock.wall())
+        return found is MissReason.PURGED
+
+    async def _fetched(self, key: str, fetch: Fetch) -> Entry | MissReason:
         try:
-            (value,) = await self._store.get_many([key])
+            (value,) = await fetch([key])
         except StoreUnavailable:
             self._observer.store_failed("get")
             return MissReason.STORE_DOWN
@@ -93,18 +117,27 @@ class Entries:
             key: entry for key in keys if (entry := self._writes.pending(key)) is not None
         }
         asked = [key for key in keys if key not in found]
+        found |= await self._fetched_all(asked, self._store.get_many)
+        found = {key: self._judged(key, found[key]) for key in keys}
+        outdated = [key for key in keys if self._is_outdated(found[key])]
+        for key, latest in (await self._fetched_all(outdated, self._store.get_latest)).items():
+            found[key] = self._judged(key, latest)
+        return [found[key] for key in keys]
+
+    async def _fetched_all(
+        self, asked: Sequence[str], fetch: Fetch
+    ) -> dict[str, Entry | MissReason]:
         try:
-            values = await self._store.get_many(asked) if asked else []
+            values = await fetch(asked) if asked else []
         except StoreUnavailable:
             self._observer.store_failed("get")
-            values = []
-            found |= dict.fromkeys(asked, MissReason.STORE_DOWN)
+            return dict.fromkeys(asked, MissReason.STORE_DOWN)
         held = {key: value for key, value in zip(asked, values, strict=False) if value is not None}
         if sum(map(len, held.values())) > _INLINE_BYTES:
-            found |= await asyncio.to_thread(_decoded, held)
+            decoded = await asyncio.to_thread(_decoded, held)
         else:
-            found |= _decoded(held)
-        return [self._judged(key, found.get(key, MissReason.ABSENT)) for key in keys]
+            decoded = _decoded(held)
+        return {key: decoded.get(key, MissReason.ABSENT) for key in asked}
 
     def _judged(self, key: str, found: Entry | MissReason) -> Entry | MissReason:
         if isinstance(found, Entry):

@@ -9,6 +9,7 @@ from enum import StrEnum
 from proxy.clock import Clock
 from proxy.coalesce.base import Coalescer, FlightEnd, Followed, Lease
 from proxy.core.entry import Entry
+from proxy.core.freshness import is_fresh
 from proxy.core.marks import Verdict
 from proxy.core.rules import Coalescing, OnDisconnect
 from proxy.engine.base import FlightObserver
@@ -171,9 +172,10 @@ class Flights:
         if end is FlightEnd.FAILED and flight.body.begun:
             raise UpstreamProtocolError("The answer broke off upstream.")
         if end is FlightEnd.STORED or end is FlightEnd.UNCACHEABLE:
-            found = await self._entries.get(flight.key) if end is FlightEnd.STORED else None
+            found = await self._entries.get_latest(flight.key) if end is FlightEnd.STORED else None
             flight.body.close()
-            if isinstance(found, Entry):
+            # An older one is what is there where the leader's could not be kept after all.
+            if isinstance(found, Entry) and is_fresh(found, self._clock.wall()):
                 flight.land(FlightEnd.STORED, found)
             else:
                 flight.land(FlightEnd.UNCACHEABLE)

@@ -52,6 +52,13 @@ class Store(Protocol):
         """The values in the order of `keys`; None where there is none."""
         ...
 
+    async def get_latest(self, keys: Sequence[str]) -> list[bytes | None]:
+        """As `get_many`, past copies: what all who share the store see, where some tier is shared.
+
+        For a copy that is known not to do; it is replaced by what is found.
+        """
+        ...
+
     async def heads(self, keys: Sequence[str], length: int) -> list[bytes | None]:
         """The first `length` bytes of the values; None where there is none, or an empty one.
 

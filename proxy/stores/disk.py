@@ -111,6 +111,9 @@ class DiskStore:
         values = await self._read(lambda connection: self._get(connection, keys, now))
         return cast("list[bytes | None]", values)
 
+    async def get_latest(self, keys: Sequence[str]) -> list[bytes | None]:
+        return await self.get_many(keys)
+
     async def heads(self, keys: Sequence[str], length: int) -> list[bytes | None]:
         heads: list[bytes | None] = []
         for at in range(0, len(keys), _HEADS_AT_ONCE):

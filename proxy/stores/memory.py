@@ -79,6 +79,9 @@ class MemoryStore:
     async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
         return [self.get_now(key) for key in keys]
 
+    async def get_latest(self, keys: Sequence[str]) -> list[bytes | None]:
+        return await self.get_many(keys)
+
     async def heads(self, keys: Sequence[str], length: int) -> list[bytes | None]:
         now = self._now()
         nodes = [self._main.get(key) or self._small.get(key) for key in keys]

@@ -91,6 +91,9 @@ class RedisStore:
         self._admit()
         return await self._batcher.get_many(keys)
 
+    async def get_latest(self, keys: Sequence[str]) -> list[bytes | None]:
+        return await self.get_many(keys)
+
     async def heads(self, keys: Sequence[str], length: int) -> list[bytes | None]:
         heads: list[bytes | None] = []
         for at in range(0, len(keys), _BATCH_COMMANDS):

@@ -63,6 +63,21 @@ class TieredStore:
             raise failure
         return [found.get(key) for key in keys]
 
+    async def get_latest(self, keys: Sequence[str]) -> list[bytes | None]:
+        """Of the last tier, which is the shared one; what it has takes the place of copies."""
+        *above, last = self._tiers
+        self._begin(keys)
+        try:
+            values = await last.get_latest(keys)
+            found = {
+                key: value for key, value in zip(keys, values, strict=True) if value is not None
+            }
+            if found and above:
+                await self._promote(found, above)
+        finally:
+            self._end(keys)
+        return values
+
     async def heads(self, keys: Sequence[str], length: int) -> list[bytes | None]:
         """As `get_many`, but nothing is promoted."""
         found: dict[str, bytes] = {}

@@ -81,6 +81,9 @@ class FaultyStore:
         await self._met("get")
         return [self.values.get(key, b"")[:length] or None for key in keys]
 
+    async def get_latest(self, keys: Sequence[str]) -> list[bytes | None]:
+        return await self.get_many(keys)
+
     async def put_many(self, puts: Sequence[Put]) -> None:
         await self._met("put")
         if self.put_error is not None:

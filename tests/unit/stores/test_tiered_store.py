@@ -304,3 +304,19 @@ async def test_promotion_into_a_tier_that_waits_does_not_hold_up_the_answer(
 async def test_a_store_without_tiers_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
         TieredStore([], expires_at_of=expires_at_of)
+
+
+async def test_B57_the_latest_is_what_the_shared_tier_has_and_takes_the_place_of_copies() -> None:
+    clock = FakeClock()
+    memory, shared = (
+        MemoryStore(max_bytes=10_000, clock=clock),
+        MemoryStore(max_bytes=10_000, clock=clock),
+    )
+    store = TieredStore([memory, shared], expires_at_of=lambda _: clock.wall() + 60)
+    await memory.put_many([Put("k", b"old", clock.wall() + 60)])
+    await shared.put_many([Put("k", b"new", clock.wall() + 60)])
+    assert await store.get_many(["k"]) == [b"old"]
+
+    assert await store.get_latest(["k", "other"]) == [b"new", None]
+
+    assert store.get_now("k") == b"new"
