@@ -7,6 +7,7 @@ ProxyError
 │   ├── BodyTooLarge             413
 │   ├── HeadTooLarge             431
 │   ├── UnknownModel             404  the model list is closed and does not name this model
+│   ├── UnknownEvent             404  `invalidation` does not name it
 │   ├── UnknownRoute             404
 │   ├── MethodNotAllowed         405  the path is known, the method is not
 │   └── NotAuthenticated         401  no, or no known, client credential or admin key
@@ -23,6 +24,7 @@ ProxyError
 │   ├── StoreUnavailable              down, slow, or its circuit is open
 │   ├── FellBehind                    a follower elsewhere: what it has not read yet is gone
 │   └── EntryUnreadable               bytes that do not decode to the entry that was asked for
+│       └── DictionaryMissing         they may, with a dictionary that is not at hand
 └── SettingsError                     start and `check`: a list of mistakes with their places
 """
 
@@ -102,6 +104,13 @@ class UnknownModel(RequestError):
 
     status = 404
     code = "model_not_found"
+
+
+class UnknownEvent(RequestError):
+    """The settings name no such event."""
+
+    status = 404
+    code = "unknown_event"
 
 
 class UnknownRoute(RequestError):
@@ -208,6 +217,14 @@ class FellBehind(StoreError):
 
 class EntryUnreadable(StoreError):
     """The stored bytes do not decode to the entry that was asked for."""
+
+
+class DictionaryMissing(EntryUnreadable):
+    """The stored bytes were compressed with a dictionary that is not at hand."""
+
+    def __init__(self, dictionary_id: int) -> None:
+        super().__init__(f"the entry needs dictionary {dictionary_id}")
+        self.dictionary_id = dictionary_id
 
 
 @dataclass(frozen=True, slots=True)

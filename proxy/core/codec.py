@@ -5,7 +5,8 @@ The envelope, version 1, big endian:
     offset size
          0    4  magic `MPXE`
          4    1  envelope version, 1
-         5    1  flags: bit 0 = the payload is one zstd frame
+         5    1  flags: bit 0 = the payload is one zstd frame, bit 1 = the header is, and both
+                 frames were made with the dictionary whose id they carry
          6    2  HTTP status
          8    4  length of the header
         12    4  length of the payload, uncompressed
@@ -20,52 +21,60 @@ The header has the members key, model, rule, form ("json", "sse"), headers ([[na
 latin-1), usage ([prompt, completion, total] or null), profile, fallback, tags; and since 0.2
 tenant ("" if absent), generation (0) and took (seconds, 0). A reader passes over members that it
 does not know; any other change is a new version. `tests/vectors/entries`
-holds frozen bytes of every version.
+holds frozen bytes of every version. Readers before 0.2 find an entry with bit 1 unreadable.
 
 When and how hard to compress was decided by `bench/bench_compression.py`.
 """
 
 import struct
 import zlib
+from collections.abc import Mapping
 from math import isfinite
+from types import MappingProxyType
 from typing import Any, Final, cast
 
 import orjson
-import zstandard
 
+from proxy.core.dictionaries import Dictionary, takes_dictionary
 from proxy.core.entry import Entry, EntryMeta, Form, Usage
+from proxy.core.frames import PLAIN, FrameError, Frames, frame_info
 from proxy.core.wire import Headers
-from proxy.errors import EntryUnreadable
+from proxy.errors import DictionaryMissing, EntryUnreadable
 
 MAGIC: Final = b"MPXE"
 ENVELOPE_VERSION: Final = 1
 
-# Short chat answers (up to 2 KB) stay plain: they would lose 45 % of their bytes, but reading one
-# back, 5 µs, would take 3 µs more on every hit. Above, zstd leaves 0.45 of long answers, 0.37 of
-# float and 0.75 of base64 embeddings, 0.03 of SSE transcripts, for 1 µs per KB out (2 to 4 in).
+# Without a dictionary, short chat answers (up to 2 KB) stay plain: they would lose 45 % of their
+# bytes, but reading one back, 5 µs, would take 3 µs more on every hit. Above, zstd leaves 0.45 of
+# long answers, 0.37 of float and 0.75 of base64 embeddings, 0.03 of SSE transcripts, for 1 µs per
+# KB out (2 to 4 in). With a dictionary: `proxy.core.dictionaries`.
 COMPRESS_ABOVE_BYTES: Final = 2048
-# Level 3 gains 0.01 at most for up to half as much time again, 6 is 2 to 8 times slower; -1 leaves
-# 1.2 to 2 times as many bytes.
-ZSTD_LEVEL: Final = 1
 
 # A compressed payload that claims to be longer is refused before anything is allocated for it.
 MAX_INFLATED_BYTES: Final = 64 * 1024 * 1024
+_MAX_HEADER_BYTES: Final = 1024 * 1024
+
+NO_DICTIONARIES: Final[Mapping[int, Dictionary]] = MappingProxyType({})
 
 _PREFIX: Final = struct.Struct(">4sBBHIIddd")
 _EXPIRES_AT: Final = struct.Struct(">4sB27xd")
 _CHECKSUM: Final = struct.Struct(">I")
 _LEAST_BYTES: Final = _PREFIX.size + _CHECKSUM.size
 _ZSTD: Final = 0x01
+_DICTIONARY: Final = 0x02
+_KNOWN_FLAGS: Final = _ZSTD | _DICTIONARY
 _FORMS: Final = {str(form): form for form in Form}
 
-# A zstd context costs more to make than to use on a small payload, and serves one thread at a
-# time: each is taken out of its list while it works.
-_compressors: list[zstandard.ZstdCompressor] = []
-_decompressors: list[zstandard.ZstdDecompressor] = []
 
+def encode(
+    entry: Entry,
+    *,
+    compress_above_bytes: int = COMPRESS_ABOVE_BYTES,
+    dictionary: Dictionary | None = None,
+) -> bytes:
+    """The stored form of `entry`; it goes through zstd where that makes it smaller.
 
-def encode(entry: Entry, *, compress_above_bytes: int = COMPRESS_ABOVE_BYTES) -> bytes:
-    """The stored form of `entry`; its payload goes through zstd where that makes it smaller.
+    With a dictionary the header goes too, and any payload for which the dictionary pays.
 
     Costs time in proportion to the payload (see the benchmark): a payload of megabytes belongs
     in a thread. Raises ValueError for a time that is not finite or a text that is not Unicode;
@@ -74,16 +83,7 @@ def encode(entry: Entry, *, compress_above_bytes: int = COMPRESS_ABOVE_BYTES) ->
     times = (entry.stored_at, entry.fresh_until, entry.expires_at)
     if not all(map(isfinite, times)):
         raise ValueError("an entry has finite times")
-    try:
-        header = orjson.dumps(_header(entry))
-    except TypeError as error:
-        raise ValueError(f"the entry has no stored form: {error}") from error
-    payload = entry.payload
-    flags = 0
-    if compress_above_bytes < len(payload) <= MAX_INFLATED_BYTES:
-        compressed = _compress(payload)
-        if len(compressed) < len(payload):
-            payload, flags = compressed, _ZSTD
+    header, payload, flags = _packed(encode_header(entry), entry, compress_above_bytes, dictionary)
     prefix = _PREFIX.pack(
         MAGIC, ENVELOPE_VERSION, flags, entry.status, len(header), len(entry.payload), *times
     )
@@ -91,22 +91,26 @@ def encode(entry: Entry, *, compress_above_bytes: int = COMPRESS_ABOVE_BYTES) ->
     return value + _CHECKSUM.pack(zlib.crc32(value))
 
 
-def decode(value: bytes, key: str) -> Entry:
+def encode_header(entry: Entry) -> bytes:
+    """What stands beside the payload, uncompressed. Raises ValueError as `encode` does."""
+    try:
+        return orjson.dumps(_header(entry))
+    except TypeError as error:
+        raise ValueError(f"the entry has no stored form: {error}") from error
+
+
+def decode(
+    value: bytes, key: str, dictionaries: Mapping[int, Dictionary] = NO_DICTIONARIES
+) -> Entry:
     """The entry that `value` holds, if it is the one stored under `key`.
 
     Raises EntryUnreadable, and nothing else, for any other bytes: cut off, changed, foreign, of
-    an unknown version, or stored under another key (B51).
+    an unknown version, or stored under another key (B51); and DictionaryMissing, which is one, for
+    whole bytes that need a dictionary other than those given (by their ids).
     """
     try:
-        return _decode(value, key)
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        MemoryError,
-        struct.error,
-        zstandard.ZstdError,
-    ) as error:
+        return _decode(value, key, dictionaries)
+    except (KeyError, TypeError, ValueError, MemoryError, struct.error, FrameError) as error:
         raise EntryUnreadable(f"the stored bytes are no entry: {error!r}") from error
 
 
@@ -135,17 +139,23 @@ def meta_bytes(head: bytes) -> int | None:
     return _PREFIX.size + header_bytes if known else None
 
 
-def decode_meta(head: bytes, key: str) -> EntryMeta | None:
+def decode_meta(
+    head: bytes, key: str, dictionaries: Mapping[int, Dictionary] = NO_DICTIONARIES
+) -> EntryMeta | None:
     """What the entry under `key` says of itself, from its first `meta_bytes`; None for any other.
 
     For looking through many entries: the checksum, which is over the payload too, is not checked.
+    Raises DictionaryMissing where it takes a dictionary other than those given.
     """
     end = meta_bytes(head)
     if end is None or len(head) < end:
         return None
-    stored_at = _PREFIX.unpack_from(head)[6]
+    _, _, flags, _, _, _, stored_at, *_ = _PREFIX.unpack_from(head)
     try:
-        header = orjson.loads(head[_PREFIX.size : end])
+        raw = head[_PREFIX.size : end]
+        if flags & _DICTIONARY:
+            raw, _ = _inflated_header(raw, dictionaries)
+        header = orjson.loads(raw)
         if header["key"] != key or not isfinite(stored_at):
             return None
         return EntryMeta(
@@ -157,8 +167,30 @@ def decode_meta(head: bytes, key: str) -> EntryMeta | None:
             tenant=_text(header.get("tenant", "")),
             generation=_number(header.get("generation", 0)),
         )
-    except (KeyError, TypeError, ValueError, EntryUnreadable):
+    except DictionaryMissing:
+        raise
+    except (KeyError, TypeError, ValueError, FrameError, EntryUnreadable):
         return None
+
+
+def _packed(
+    header: bytes, entry: Entry, compress_above_bytes: int, dictionary: Dictionary | None
+) -> tuple[bytes, bytes, int]:
+    """Header and payload as they are stored, and the flags that say how."""
+    payload = entry.payload
+    if dictionary is not None and takes_dictionary(entry) and len(header) <= _MAX_HEADER_BYTES:
+        small_header = dictionary.frames.compress(header)
+        small = dictionary.frames.compress(payload)
+        flags = _DICTIONARY | _ZSTD
+        if len(small) >= len(payload):
+            small, flags = payload, _DICTIONARY
+        if len(small_header) + len(small) < len(header) + len(payload):
+            return small_header, small, flags
+    if compress_above_bytes < len(payload) <= MAX_INFLATED_BYTES:
+        small = PLAIN.compress(payload)
+        if len(small) < len(payload):
+            return header, small, _ZSTD
+    return header, payload, 0
 
 
 def _header(entry: Entry) -> dict[str, Any]:
@@ -179,26 +211,19 @@ def _header(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _decode(value: bytes, key: str) -> Entry:
-    if len(value) < _LEAST_BYTES:
-        raise EntryUnreadable("the stored bytes are too few")
-    magic, version, flags, status, header_bytes, payload_bytes, *times = _PREFIX.unpack_from(value)
-    if magic != MAGIC:
-        raise EntryUnreadable("the stored bytes are not an entry")
-    if version != ENVELOPE_VERSION:
-        raise EntryUnreadable(f"envelope version {version} is not known here")
-    view = memoryview(value)
-    (checksum,) = _CHECKSUM.unpack_from(value, len(value) - _CHECKSUM.size)
-    if zlib.crc32(view[: -_CHECKSUM.size]) != checksum:
-        raise EntryUnreadable("the checksum is wrong")
+def _decode(value: bytes, key: str, dictionaries: Mapping[int, Dictionary]) -> Entry:
+    flags, status, header_bytes, payload_bytes, *times = _checked_prefix(value)
     payload_at = _PREFIX.size + header_bytes
-    header = orjson.loads(view[_PREFIX.size : payload_at])
+    raw, frames = value[_PREFIX.size : payload_at], PLAIN
+    if flags & _DICTIONARY:
+        raw, frames = _inflated_header(raw, dictionaries)
+    header = orjson.loads(raw)
     if header["key"] != key:
         raise EntryUnreadable("the entry was stored under another key")
     payload = value[payload_at : -_CHECKSUM.size]
-    if flags == _ZSTD:
-        payload = _inflate(payload, payload_bytes)
-    elif flags or len(payload) != payload_bytes:
+    if flags & _ZSTD:
+        payload = _inflated(payload, payload_bytes, frames)
+    if len(payload) != payload_bytes:
         raise EntryUnreadable("the payload is not of the length that was written")
     stored_at, fresh_until, expires_at = times
     if not (isfinite(stored_at) and isfinite(fresh_until) and isfinite(expires_at)):
@@ -223,6 +248,23 @@ def _decode(value: bytes, key: str) -> Entry:
         generation=_number(header.get("generation", 0)),
         took_seconds=float(_number(header.get("took", 0.0))),
     )
+
+
+def _checked_prefix(value: bytes) -> Any:
+    """The prefix from the flags on, where `value` is whole and of this version."""
+    if len(value) < _LEAST_BYTES:
+        raise EntryUnreadable("the stored bytes are too few")
+    magic, version, *rest = _PREFIX.unpack_from(value)
+    if magic != MAGIC:
+        raise EntryUnreadable("the stored bytes are not an entry")
+    if version != ENVELOPE_VERSION:
+        raise EntryUnreadable(f"envelope version {version} is not known here")
+    if rest[0] & ~_KNOWN_FLAGS:
+        raise EntryUnreadable("a flag is not known here")
+    (checksum,) = _CHECKSUM.unpack_from(value, len(value) - _CHECKSUM.size)
+    if zlib.crc32(memoryview(value)[: -_CHECKSUM.size]) != checksum:
+        raise EntryUnreadable("the checksum is wrong")
+    return rest
 
 
 def _text(value: object) -> str:
@@ -257,26 +299,23 @@ def _usage(counts: list[int]) -> Usage:
     return Usage(prompt, completion, total)
 
 
-def _compress(payload: bytes) -> bytes:
-    try:
-        compressor = _compressors.pop()
-    except IndexError:
-        compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL)
-    compressed = compressor.compress(payload)
-    _compressors.append(compressor)
-    return compressed
+def _inflated_header(frame: bytes, dictionaries: Mapping[int, Dictionary]) -> tuple[bytes, Frames]:
+    """The header of `frame`, and what reads the other frame of the entry."""
+    content_bytes, dictionary_id = frame_info(frame)
+    if dictionary_id == 0:
+        raise EntryUnreadable("the header names no dictionary")
+    dictionary = dictionaries.get(dictionary_id)
+    if dictionary is None:
+        raise DictionaryMissing(dictionary_id)
+    if content_bytes > _MAX_HEADER_BYTES:
+        raise EntryUnreadable("the header claims to be too long")
+    return dictionary.frames.inflate(frame), dictionary.frames
 
 
-def _inflate(frame: bytes, payload_bytes: int) -> bytes:
+def _inflated(frame: bytes, payload_bytes: int, frames: Frames) -> bytes:
     """The payload of `frame`, whose length is known beforehand (no bomb goes off here)."""
     if payload_bytes > MAX_INFLATED_BYTES:
         raise EntryUnreadable("the payload claims to be too long")
-    if zstandard.frame_content_size(frame) != payload_bytes:
+    if frame_info(frame)[0] != payload_bytes:
         raise EntryUnreadable("the payload is not of the length that was written")
-    try:
-        decompressor = _decompressors.pop()
-    except IndexError:
-        decompressor = zstandard.ZstdDecompressor()
-    payload = decompressor.decompress(frame, allow_extra_data=False)
-    _decompressors.append(decompressor)
-    return payload
+    return frames.inflate(frame)
