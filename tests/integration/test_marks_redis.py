@@ -256,6 +256,26 @@ async def test_B54_after_a_reconnection_all_is_read_again(server: RedisServer, m
     assert set(reading.new) == {early, late, newest}
 
 
+async def test_B54_a_server_that_is_behind_what_is_known_is_read_whole_by_all(
+    server: RedisServer, make: Make
+) -> None:
+    """As a replica is that took over before it had the last mark."""
+    log, other = make(), make()
+    early = await add(log, A)
+    await other.read(0)
+    late = await add(log, Selector(tag="b"))
+    await log.read(late.number)
+    server.command("ZREM", "p:marks", '{"tag":"b"}')
+    server.command("ZADD", "p:marks", str(early.number), "number")
+    reading = await log.read(late.number)
+    assert reading is not None
+    assert reading.held == [early]
+    reading = await other.read(early.number)
+    assert reading is not None
+    assert reading.held == [early]
+    assert (await add(other)).number > late.number
+
+
 async def test_B56_ten_thousand_marks_are_read_without_holding_up_the_loop(
     server: RedisServer, make: Make
 ) -> None:

@@ -129,6 +129,12 @@ def test_an_entry_that_knows_the_latest_mark_is_live(marks: list[Mark], entry: S
         assert made.verdict(entry) is Verdict.LIVE
 
 
+def test_B54_an_entry_of_a_mark_s_own_generation_is_not_purged_by_it() -> None:
+    marks = in_force([Mark(5, Selector(model="m")), Mark(9, Selector(model="n"))])
+    assert marks.verdict(Stored(generation=4)) is Verdict.GONE
+    assert marks.verdict(Stored(generation=5)) is Verdict.LIVE
+
+
 @pytest.mark.parametrize(
     ("member", "value"),
     [
