@@ -17,6 +17,7 @@ from proxy.edge.health import health_routes
 from proxy.edge.hotpath import HotTable
 from proxy.edge.openai import API_ROOT, CACHED, CachedEndpoint
 from proxy.edge.passthrough import ENDPOINT, PassThrough
+from proxy.edge.purge_routes import purge_routes
 from proxy.edge.responses import early_error, send_answer
 from proxy.runtime import Runtime, Settings
 
@@ -100,6 +101,7 @@ def _framework_app(runtime: Runtime) -> FastAPI:
     )
     app.include_router(health_routes(runtime))
     app.include_router(admin_routes(runtime))
+    app.include_router(purge_routes(runtime))
     install_error_shape(app)
     return app
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -97,6 +98,19 @@ class Purging:
         log.info("purge %d: %s", mark.number, told)
         removed = await self._remove(purge, mark, key_prefix)
         return PurgeReport(purge, mark.number, removed)
+
+    async def purge_all(self, purges: Sequence[Purge], *, key_prefix: str) -> list[PurgeReport]:
+        """The same for each in turn: also for those after one that raised, which is told last."""
+        reports: list[PurgeReport] = []
+        failure: PurgeIncomplete | None = None
+        for purge in purges:
+            try:
+                reports.append(await self.purge(purge, key_prefix=key_prefix))
+            except PurgeIncomplete as error:
+                failure = error
+        if failure is not None:
+            raise failure
+        return reports
 
     def _stored_before(self, purge: Purge) -> float | None:
         if purge.older_than_seconds is None:

@@ -18,8 +18,10 @@ from proxy.engine.base import Observer
 from proxy.engine.entries import Entries
 from proxy.engine.flights import Flights
 from proxy.engine.generations import Generations
+from proxy.engine.purging import Purging
 from proxy.engine.refresh import Refreshes
 from proxy.engine.service import CacheService, Lasting
+from proxy.engine.sweeping import Sweeps
 from proxy.engine.write_behind import WriteBehind
 from proxy.errors import StoreUnavailable
 from proxy.metrics import Metrics, StoreReport, gauge, key_metrics, store_metrics
@@ -37,6 +39,7 @@ from proxy.runtime.certificates import check_certificates
 from proxy.runtime.request_ids import RequestIds
 from proxy.runtime.sharing import build_shared
 from proxy.runtime.snapshot import Snapshot
+from proxy.settings.invalidation import compile_events
 from proxy.settings.models import Settings
 from proxy.stores.base import Store, StoreStats
 from proxy.tasks import TaskGroup
@@ -87,6 +90,7 @@ class Runtime:
         self._observer = _Observers(tuple(observers))
         self._writes: WriteBehind | None = None
         self._lasting: Lasting | None = None
+        self._purging: Purging | None = None
         self._flying = TaskGroup()
         self._shared = build_shared(settings, self.clock)
         # Open ones: that of the settings in force, and those that requests still hold on to.
@@ -100,6 +104,12 @@ class Runtime:
         """The configuration in force."""
         assert self._snapshot is not None, "the runtime has not been started"
         return self._snapshot
+
+    @property
+    def purging(self) -> Purging:
+        """What purges, under all configurations."""
+        assert self._purging is not None, "the runtime has not been started"
+        return self._purging
 
     @property
     def hot_path_bytes(self) -> int:
@@ -184,6 +194,8 @@ class Runtime:
         flights = Flights(
             entries, generations, self.clock, self._flying, self.metrics, self._shared.coalescer
         )
+        sweeps = Sweeps(self._tiers, generations, self.clock, self._background)
+        self._purging = Purging(generations, self._store, sweeps, self.clock, self.metrics)
         return Lasting(entries, generations, flights, Refreshes(flights), Turns())
 
     def _put_in_force(self, settings: Settings) -> None:
@@ -206,6 +218,8 @@ class Runtime:
             access=build_access(settings),
             observer=self._observer,
             max_body_bytes=settings.server.max_body_bytes,
+            key_prefix=settings.cache_settings.key_prefix,
+            events=compile_events(settings.invalidation),
         )
 
     def _close_later(self, loop: asyncio.AbstractEventLoop, forwarder: UpstreamSet) -> None:

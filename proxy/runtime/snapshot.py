@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from proxy.access.clients import Access
+from proxy.core.invalidation import Events
 from proxy.engine.base import Observer
 from proxy.engine.service import CacheService
 from proxy.upstream.base import Forwarder
@@ -17,3 +18,5 @@ class Snapshot:
     access: Access
     observer: Observer
     max_body_bytes: int
+    key_prefix: str
+    events: Events

@@ -4,6 +4,7 @@ from typing import Any, cast
 
 import pytest
 
+from proxy.core.invalidation import Events
 from proxy.core.outcome import Outcome, XCache
 from proxy.edge.hotpath import HotTable
 from proxy.engine.base import Answer, Repeatable
@@ -42,6 +43,8 @@ class FakeRuntime:
             access=cast("Any", None),
             observer=self.told,
             max_body_bytes=1000,
+            key_prefix="",
+            events=Events(),
         )
 
 
