@@ -2,6 +2,7 @@
 
 from proxy.core.outcome import CLIENT_GONE, Outcome, XCache
 from proxy.core.wire import Endpoint, Headers, header
+from proxy.edge.admission import Admission
 from proxy.edge.asgi import ClientGone, Receive, Scope, Send, headers_of, read_body
 from proxy.edge.disconnect import disconnected, while_connected
 from proxy.edge.hotpath import HotTable
@@ -24,11 +25,13 @@ class CachedEndpoint:
     def __init__(self, runtime: Runtime, hot: HotTable | None) -> None:
         self._runtime = runtime
         self._hot = hot
+        self._admission = Admission()
 
     async def __call__(
         self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Answer one request; whatever goes wrong leaves in the OpenAI envelope."""
+        await self._admission.enter()
         snapshot = self._runtime.snapshot
         request_id = self._runtime.request_ids.next()
         try:
