@@ -211,6 +211,8 @@ class Flights:
 
     def _ended(self, flight: Flight, errand: Errand) -> None:
         """Tell of work that no client's account tells of."""
+        flight.abandon()  # a task that is cancelled before its first step does not come to this
+        self._landed(flight, None)
         if not (flight.is_told or flight.collapsed):
             settlement = flight.settlement
             usage = settlement.usage if settlement is not None else None
