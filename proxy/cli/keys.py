@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import typer
 
@@ -59,19 +59,24 @@ def key(
 ) -> None:
     """Print the cache key of a request, and the canonical bytes that are hashed.
 
-    Exits with 0 for a key, 1 where the request has none, 2 for bad input.
+    A batch of embeddings has a key for each input. Exits with 0 for a key, 1 where the request has
+    none, 2 for bad input.
     """
     settings = settings_or_exit(settings_file(config))
     explained = _explained(request, endpoint, header or [], client, settings)
-    derivation = explained.derivation
+    derivation: dict[str, Any] = explained.derivation
+    items = derivation.get("items")
     if as_json:
         print_json(derivation)
     elif derivation["store_key"] is not None:
         print(derivation["store_key"])
         print(derivation["canonical"])
+    elif items:
+        for item in items:
+            print(item["store_key"])
     else:
         fail(f"no key: {explained.reason}")
-    if derivation["store_key"] is None:
+    if derivation["store_key"] is None and not items:
         raise typer.Exit(NO_KEY)
 
 

@@ -43,7 +43,10 @@ def print_explained(explained: Explained, console: Console) -> None:
     if derivation["store_key"] is not None:
         rows.append(("key", Text(derivation["store_key"])))
         rows.append(("hashed", Text(derivation["canonical"])))
-    rows.append(("stored", Text(_stored(explained.stored))))
+    if (items := derivation.get("items")) is not None:
+        rows += [("input", Text(f"{item['state']:12}{item['store_key']}")) for item in items]
+    else:
+        rows.append(("stored", Text(_stored(explained.stored))))
     width = max(len(label) for label, _ in rows) + 2
     for label, value in rows:
         # Each on one line, however long: keys are compared, copied, and looked for with grep.

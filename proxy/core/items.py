@@ -5,15 +5,17 @@ this, tests/vectors/items.json holds frozen examples.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Final, TypeAlias
 
 import orjson
 
 from proxy.core.canonical import canonical_json
-from proxy.core.key import CacheKey, Derivation
+from proxy.core.key import CacheKey, Derivation, derive
+from proxy.core.matching import RuleSet
 from proxy.core.projection import MODEL_MEMBER, Projection
+from proxy.core.request import CacheableRequest
 from proxy.core.wire import Endpoint, JsonValue
 
 Item: TypeAlias = str | list[JsonValue]
@@ -29,13 +31,11 @@ _TOKEN: Final = frozenset({int})
 class Items:
     """The items in the order of the request; two that are the same have the same key.
 
-    `values` are as the client sent them, `keys` are the same in length. `is_list` says that the
-    request holds them in an array, not one alone.
+    `values` are as the client sent them, and there are as many `keys`.
     """
 
     values: Sequence[Item]
     keys: Sequence[CacheKey]
-    is_list: bool
 
     def __len__(self) -> int:
         return len(self.values)
@@ -44,6 +44,19 @@ class Items:
         """The keys as stores see them."""
         stem = self.keys[0].store_key(prefix).removesuffix(self.keys[0].digest)
         return [stem + key.digest for key in self.keys]
+
+
+def derive_items(request: CacheableRequest, rules: RuleSet) -> tuple[Derivation, Items | None]:
+    """The derivation of a request, and its items where those are cached one by one.
+
+    A request for one item is derived as if it had named that alone, without an array around it.
+    """
+    derivation = derive(request, rules)
+    items = items_of(derivation)
+    if items is not None and len(items) == 1 and items.keys[0] != derivation.key:
+        alone = replace(request, fields={**request.fields, INPUT: items.values[0]})
+        return replace(derive(alone, rules), request=request), items
+    return derivation, items
 
 
 def items_of(derivation: Derivation) -> Items | None:
@@ -60,10 +73,10 @@ def items_of(derivation: Derivation) -> Items | None:
     if values is None or not _takes_input(projection):
         return None
     if values[0] is given:
-        return Items(values, (whole,), is_list=False)
+        return Items(values, (whole,))
     hashed = projection.apply({INPUT: list[JsonValue](values)})[INPUT]
     assert isinstance(hashed, list)
-    return Items(values, _keys(derivation, projection, hashed), is_list=True)
+    return Items(values, _keys(derivation, projection, hashed))
 
 
 def split_input(given: JsonValue) -> Sequence[Item] | None:

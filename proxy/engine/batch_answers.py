@@ -7,7 +7,7 @@ from proxy.clock import Clock
 from proxy.core.cache_status import outcome_headers
 from proxy.core.coding import gzipped, wants_gzip
 from proxy.core.entry import Usage
-from proxy.core.outcome import Outcome, XCache
+from proxy.core.outcome import MissReason, Outcome, XCache
 from proxy.core.recording import NotStored
 from proxy.core.shares import added_usage
 from proxy.core.stored_headers import forwarded_headers, shown_request_id
@@ -98,7 +98,7 @@ class BatchAnswers:
         outcome = replace(
             outcome,
             forwarded=reason.forwarded,
-            detail=f"partial:{hits}/{len(batch)}" if hits else reason.reason.value,
+            detail=f"{MissReason.PARTIAL.value}:{hits}/{len(batch)}" if hits else reason.reason.value,
             billed=added_usage(asked.usage for asked in batch.asked) or Usage(),
             collapsed=source is None,
         )

@@ -16,6 +16,7 @@ from typing import Any
 import rfc8785
 
 VECTORS = Path(__file__).with_name("keys.json")
+ITEMS = Path(__file__).with_name("items.json")
 
 FORM = [
     "tools",
@@ -232,12 +233,49 @@ def _from_fields(vector: dict[str, Any], fields: dict[str, Any]) -> dict[str, An
     }
 
 
+def expected_items(vector: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """What each item of an embeddings request comes to; None where there are none."""
+    if "digest" not in expected(vector):
+        return None
+    rule, fields = vector["rule"], parse(vector["request"])
+    include = [steps(path) for path in rule["include_in_key"]]
+    deeper = [steps(path) for path in rule.get("exclude_from_key", [])]
+    deeper += [steps(change["path"]) for change in rule.get("normalize", [])]
+    if vector["endpoint"] != "embeddings" or not (["input"] in include or ["*"] in include):
+        return None
+    if ["input"] in [steps(path) for path in rule.get("exclude_from_key", [])]:
+        return None
+    if any(path[0] == "input" and len(path) > 1 for path in deeper):
+        return None
+    items = split(fields.get("input"))
+    return items and [_from_fields(vector, {**fields, "input": item}) for item in items]
+
+
+def split(given: Any) -> list[Any] | None:
+    if isinstance(given, str) or is_tokens(given):
+        return [given]
+    if not isinstance(given, list) or not given:
+        return None
+    if all(isinstance(item, str) for item in given) or all(map(is_tokens, given)):
+        return given
+    return None
+
+
+def is_tokens(given: Any) -> bool:
+    return (
+        isinstance(given, list)
+        and bool(given)
+        and all(isinstance(one, Number) and one.token.lstrip("-").isdigit() for one in given)
+    )
+
+
 def main() -> None:
-    vectors = json.loads(VECTORS.read_text("utf-8"))
-    for vector in vectors:
-        if "expected" not in vector:
-            vector["expected"] = expected(vector)
-    VECTORS.write_text(json.dumps(vectors, indent=2) + "\n", "utf-8")
+    for file, come_to in ((VECTORS, expected), (ITEMS, expected_items)):
+        vectors = json.loads(file.read_text("utf-8"))
+        for vector in vectors:
+            if "expected" not in vector:
+                vector["expected"] = come_to(vector)
+        file.write_text(json.dumps(vectors, indent=2) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

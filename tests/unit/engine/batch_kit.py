@@ -71,7 +71,7 @@ class Embedder:
         self.encoding: str | None = None
         self.order: Callable[[list[Row]], Sequence[Row]] = list
         self.changed: Callable[[dict[str, Any]], Any] = lambda answer: answer
-        self.says: Callable[[list[Any]], Said | UpstreamError | None] = lambda items: None
+        self.says: Callable[[list[Any]], Said | UpstreamError | None] = lambda _: None
         self.headers: Headers = JSON
         self.answers: list[Said] = []
         self.under_way = 0
