@@ -18,6 +18,7 @@ from proxy.core.decision import (
     may_refresh,
     unservable,
 )
+from proxy.core.entry import Entry
 from proxy.core.freshness import certain_until, refreshes_ahead
 from proxy.core.key import CacheKey
 from proxy.core.matching import RuleSet
@@ -120,7 +121,7 @@ class CacheService:
             found = self._lookups.now(plan, looked)
             if found is not None and isinstance(hit := found.decision, Hit):
                 is_short = len(hit.entry.payload) <= _INLINE_BYTES
-                rendered = self._rendered(plan, hit) if is_short else None
+                rendered = self._rendered(plan, hit.entry) if is_short else None
                 return plan if rendered is None else self._hit(plan, hit, found.store_key, rendered)
         return plan
 
@@ -189,7 +190,7 @@ class CacheService:
         decision, store_key = found.decision, found.store_key
         match decision:
             case Hit() | StaleHit():
-                rendered = await self._put_into_form(plan, decision)
+                rendered = await self._put_into_form(plan, decision.entry)
                 if rendered is None:
                     again = unservable(decision.key, plan.control)
                     return await self._answer(plan, Found(again, store_key))
@@ -207,16 +208,16 @@ class CacheService:
         outcome = self._outcome(plan, XCache.MISS)
         outcome = replace(outcome, forwarded=decision.forwarded, detail=decision.reason.value)
         errand = _errand(decision.reason)
-        stale = decision.stale
-        if stale is None:
+        stale, rendered = decision.stale, None
+        if stale is not None:
+            # Before it is needed: an error that nothing can replace is passed on as it came.
+            rendered = await self._put_into_form(plan, stale)
+        if stale is None or rendered is None:
             return await self._forwarded(plan, outcome, store_key, errand)
         try:
             return await self._forwarded(plan, outcome, store_key, errand, replaceable=True)
         except UpstreamError as error:
             hit = StaleHit.of(decision.key, stale, self._clock.wall())
-            rendered = await self._put_into_form(plan, hit)
-            if rendered is None:
-                raise
             outcome = stale_outcome(plan, outcome, self._clock.monotonic(), hit, error)
             self._observer.told(outcome)
             return hit_answer(
@@ -241,18 +242,18 @@ class CacheService:
             replaceable=replaceable,
         )
 
-    async def _put_into_form(self, plan: Plan, hit: Hit | StaleHit) -> Rendered | None:
-        if len(hit.entry.payload) <= _INLINE_BYTES:
-            return self._rendered(plan, hit)
-        return await asyncio.to_thread(self._rendered, plan, hit)
+    async def _put_into_form(self, plan: Plan, entry: Entry) -> Rendered | None:
+        if len(entry.payload) <= _INLINE_BYTES:
+            return self._rendered(plan, entry)
+        return await asyncio.to_thread(self._rendered, plan, entry)
 
-    def _rendered(self, plan: Plan, hit: Hit | StaleHit) -> Rendered | None:
+    def _rendered(self, plan: Plan, entry: Entry) -> Rendered | None:
         """The entry in the form that the request wants, or None where it can't be put into it."""
         fresh = None
         if plan.renews_ids:
             created = int(self._clock.wall())
             fresh = FreshIds(id=f"chatcmpl-{plan.call.request_id}", created=created)
-        rendered = render(hit.entry, plan.call.endpoint, plan.wanted, fresh=fresh)
+        rendered = render(entry, plan.call.endpoint, plan.wanted, fresh=fresh)
         if rendered is not None and wants_gzip(plan.call.headers):
             return replace(rendered, body=gzipped(rendered.body), content_encoding=b"gzip")
         return rendered
