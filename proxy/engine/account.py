@@ -1,6 +1,7 @@
 """The account of one client's call: its outcome, told once, when it is over."""
 
 from dataclasses import replace
+from typing import Any
 
 from proxy.clock import Clock
 from proxy.core.outcome import Outcome
@@ -13,23 +14,34 @@ class Account:
     """Gathers what becomes of a call, and tells it. `started` is monotonic seconds."""
 
     def __init__(self, outcome: Outcome, observer: Observer, clock: Clock, started: float) -> None:
-        self.outcome = outcome
+        self._outcome = outcome
         self._observer = observer
         self._clock = clock
         self._started = started
         self._told = False
+        self._collapsed = False
+        # Put into the outcome when that is asked for: each `replace` costs several microseconds.
+        self._changes: dict[str, Any] = {}
+
+    @property
+    def outcome(self) -> Outcome:
+        """What is known by now."""
+        if self._changes:
+            self._outcome = replace(self._outcome, **self._changes)
+            self._changes = {}
+        return self._outcome
 
     def forwarded(self, flight: Flight, head: Head, *, leads: bool) -> None:
         """The head of a flight's answer goes to this client."""
-        request_id = shown_request_id(head.headers) if leads else None
-        self.outcome = replace(
-            self.outcome,
-            status=head.status,
-            forward_status=head.status,
-            upstream=head.upstream,
-            collapsed=not leads,
-            request_id=request_id or self.outcome.request_id,
-        )
+        self._collapsed = not leads
+        self._changes |= {
+            "status": head.status,
+            "forward_status": head.status,
+            "upstream": head.upstream,
+            "collapsed": not leads,
+        }
+        if leads and (request_id := shown_request_id(head.headers)):
+            self._changes["request_id"] = request_id
         self._settle(flight)
 
     def end(self, *, complete: bool, flight: Flight | None = None) -> None:
@@ -39,22 +51,21 @@ class Account:
         self._told = True
         if flight is not None:
             self._settle(flight)
-        duration = self._clock.monotonic() - self._started
-        self.outcome = replace(self.outcome, complete=complete, duration_seconds=duration)
+        self._changes["complete"] = complete
+        self._changes["duration_seconds"] = self._clock.monotonic() - self._started
         self._observer.told(self.outcome)
 
     def _settle(self, flight: Flight) -> None:
         """What is known by now of the answer's worth; storing is the leader's merit alone."""
         settlement = flight.settlement
-        if self.outcome.collapsed:
+        if self._collapsed:
             told = flight.entry or settlement
-            self.outcome = replace(self.outcome, usage=told.usage if told is not None else None)
+            self._changes["usage"] = told.usage if told is not None else None
         elif settlement is not None:
             not_stored = settlement.not_stored
-            self.outcome = replace(
-                self.outcome,
-                usage=settlement.usage,
-                stored=settlement.stored,
-                not_stored=not_stored.value if not_stored is not None else None,
-                ttl_seconds=settlement.ttl_seconds if settlement.stored else None,
-            )
+            self._changes |= {
+                "usage": settlement.usage,
+                "stored": settlement.stored,
+                "not_stored": not_stored.value if not_stored is not None else None,
+                "ttl_seconds": settlement.ttl_seconds if settlement.stored else None,
+            }

@@ -67,6 +67,8 @@ class Flight:
         self.settlement: Settlement | None = None
         self.entry: Entry | None = None
         self.end: FlightEnd | None = None
+        self.on_absent = False
+        """True where there was no entry at all when it began."""
         self.collapsed = False
         """True where another process asked the upstream."""
         self.task: asyncio.Task[None] | None = None

@@ -61,6 +61,9 @@ class LookUps:
         return key.store_key(self._key_prefix, variant)
 
     async def _get(self, store_key: str) -> Entry | MissReason:
+        flight = self._flights.joinable(store_key)
+        if flight is not None and flight.on_absent:
+            return MissReason.ABSENT  # that was found out when it began
         with self._flights.watching(store_key) as watch:
             found = await self._entries.get(store_key)
             if watch.stored and not isinstance(found, Entry):

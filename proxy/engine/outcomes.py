@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from proxy.core.decision import Hit, StaleHit
-from proxy.core.outcome import Outcome, XCache
+from proxy.core.outcome import Forwarded, Outcome, XCache
 from proxy.engine.plan import Plan
 from proxy.errors import UpstreamError, UpstreamFailing
 
@@ -13,9 +13,18 @@ _ON_ERROR = "stale-if-error"
 
 
 def outcome_of(
-    plan: Plan, x_cache: XCache, now: float, hit: Hit | StaleHit | None = None
+    plan: Plan,
+    x_cache: XCache,
+    now: float,
+    hit: Hit | StaleHit | None = None,
+    *,
+    forwarded: Forwarded | None = None,
+    detail: str | None = None,
 ) -> Outcome:
-    """What is known of a call at monotonic time `now`, of one that was a hit all of it."""
+    """What is known of a call at monotonic time `now`, of one that was a hit all of it.
+
+    `detail` says why it was none.
+    """
     call, derivation = plan.call, plan.derivation
     return Outcome(
         x_cache=x_cache,
@@ -27,7 +36,8 @@ def outcome_of(
         ttl_seconds=hit.ttl_seconds if hit is not None else None,
         age_seconds=hit.age_seconds if hit is not None else None,
         usage=hit.entry.usage if hit is not None else None,
-        detail=_REVALIDATING if isinstance(hit, StaleHit) and hit.revalidate else None,
+        forwarded=forwarded,
+        detail=_REVALIDATING if isinstance(hit, StaleHit) and hit.revalidate else detail,
         stream=plan.wanted.stream,
         client=call.identity.client,
         request_id=call.request_id,

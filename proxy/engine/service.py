@@ -184,8 +184,7 @@ class CacheService:
 
     async def _answer(self, plan: Plan, found: Found | Bypass) -> Answer:
         if isinstance(found, Bypass):
-            outcome = self._outcome(plan, XCache.BYPASS)
-            outcome = replace(outcome, forwarded=found.forwarded, detail=found.detail)
+            outcome = self._forwarded_outcome(plan, XCache.BYPASS, found, found.detail)
             return await self._forwarded(plan, outcome, None, Errand.BYPASS)
         decision, store_key = found.decision, found.store_key
         match decision:
@@ -205,8 +204,7 @@ class CacheService:
                 assert_never(decision)
 
     async def _forward(self, plan: Plan, decision: Forward, store_key: str) -> Answer:
-        outcome = self._outcome(plan, XCache.MISS)
-        outcome = replace(outcome, forwarded=decision.forwarded, detail=decision.reason.value)
+        outcome = self._forwarded_outcome(plan, XCache.MISS, decision, decision.reason.value)
         errand = _errand(decision.reason)
         stale, rendered = decision.stale, None
         if stale is not None:
@@ -292,6 +290,12 @@ class CacheService:
     def _refresh(self, plan: Plan, store_key: str) -> bool:
         most = self._policy.max_refreshes
         return self._refreshes.start(self._leader, plan, store_key, most=most)
+
+    def _forwarded_outcome(
+        self, plan: Plan, x_cache: XCache, decision: Forward | Bypass, detail: str
+    ) -> Outcome:
+        now = self._clock.monotonic()
+        return outcome_of(plan, x_cache, now, forwarded=decision.forwarded, detail=detail)
 
     def _outcome(self, plan: Plan, x_cache: XCache) -> Outcome:
         return outcome_of(plan, x_cache, self._clock.monotonic())

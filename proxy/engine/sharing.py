@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from proxy.clock import Clock
 from proxy.coalesce.base import FlightEnd
 from proxy.core.cache_status import outcome_headers
-from proxy.core.outcome import Outcome
+from proxy.core.outcome import MissReason, Outcome
 from proxy.core.recording import UsageFilter
 from proxy.core.replay import Wanted, render
 from proxy.core.stored_headers import forwarded_headers, stored_headers
@@ -63,6 +63,7 @@ class Sharing:
                 leads = flight is None
                 if flight is None:
                     flight = self._flights.start(self._leader, plan, key, errand)
+                    flight.on_absent = outcome.detail == MissReason.ABSENT.value
                 answer = await part.aboard(flight, leads=leads)
                 if answer is not None:
                     return answer

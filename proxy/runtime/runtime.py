@@ -6,7 +6,7 @@ import logging
 import sys
 import weakref
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 from prometheus_client.metrics_core import Metric
@@ -112,6 +112,11 @@ class Runtime:
         return self._purging
 
     @property
+    def _key_prefix(self) -> str:
+        """The start of every store key: the same for the life of the process."""
+        return self._settings.cache_settings.key_prefix
+
+    @property
     def hot_path_bytes(self) -> int:
         """How many bytes the hot path may hold; 0 is none of it."""
         return self._settings.server.hot_path_bytes
@@ -140,6 +145,11 @@ class Runtime:
         for section in _FIXED_SECTIONS:
             if getattr(settings, section) != getattr(self._settings, section):
                 log.warning("the changes under %r take effect at the next start", section)
+        if settings.cache_settings.key_prefix != self._key_prefix:
+            # Leases and purges of all who share the store stand under it.
+            log.warning("the change of 'cache_settings.key_prefix' takes effect at the next start")
+        if self._lasting is not None:
+            self._lasting.generations.poll_seconds = settings.cache_settings.purge_poll_seconds
         self._latest = settings
         if self._lasting is not None:  # else the start puts them in force
             self._put_in_force(settings)
@@ -212,7 +222,11 @@ class Runtime:
         self._forwarders.add(self._forwarder)
         self._snapshot = Snapshot(
             service=CacheService(
-                build_policy(settings), self._lasting, self._forwarder, self.clock, self._observer
+                replace(build_policy(settings), key_prefix=self._key_prefix),
+                self._lasting,
+                self._forwarder,
+                self.clock,
+                self._observer,
             ),
             forwarder=self._forwarder,
             access=build_access(settings),

@@ -2,9 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Final
 
 from proxy.errors import UnknownModel
 from proxy.upstream.base import Chain, Profile
+
+# Clients choose model names: the memo is bounded in number and in length of names.
+_MEMO_SIZE: Final = 1024
+_MEMO_NAME_LENGTH: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,7 @@ class Router:
     ) -> None:
         self._default = Profile(name=default_upstream, upstream=default_upstream)
         self._closed = closed
+        self._resolved: dict[str | None, Chain] = {}
         self._aliases = dict(aliases or {})
         routes = routes or {}
         profiles = {
@@ -50,6 +56,16 @@ class Router:
         `Profile.model` is None where the client's own name is what the upstream wants. Raises
         `UnknownModel`.
         """
+        chain = self._resolved.get(model)
+        if chain is None:
+            chain = self._resolve(model)
+            if model is None or len(model) <= _MEMO_NAME_LENGTH:
+                if len(self._resolved) >= _MEMO_SIZE:
+                    self._resolved.clear()
+                self._resolved[model] = chain
+        return chain
+
+    def _resolve(self, model: str | None) -> Chain:
         if model is None:
             return Chain(model="", profiles=(self._default,))
         internal = self._aliases.get(model, model)
