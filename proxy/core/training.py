@@ -24,7 +24,8 @@ SAMPLE_PAYLOAD_BYTES: Final = 8 * 1024
 # differ by up to a tenth, so that less would replace one by another for nothing.
 WORTHWHILE_SHARE: Final = 0.8
 
-_TRAINED_WITH: Final = (True, True, True, False)
+# An odd period, so that streams and others in turns do not all fall on one side.
+_TRAINED_WITH: Final = (True, True, True, True, False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ def train(
     compress_above_bytes: int,
     present: Dictionary | None = None,
 ) -> Trained:
-    """A dictionary for entries like `samples`, judged by a quarter of them.
+    """A dictionary for entries like `samples`, judged by a fifth of them.
 
     Takes up to 0.1 s, most of it outside the interpreter's lock: it belongs in a thread.
     `trained_at` is wall-clock seconds.
