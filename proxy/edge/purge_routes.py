@@ -45,7 +45,7 @@ def purge_routes(runtime: Runtime) -> APIRouter:
             raise _refused(BadPurge("The key stands in the path already.", "key"))
         return await _purged(runtime, snapshot, {**query, "key": key})
 
-    @routes.post("/events/{name}")
+    @routes.post("/events/{name:path}")
     async def event(request: Request, name: str) -> Response:
         """Purge what an event of the settings means; the body is its context."""
         snapshot = _admitted(runtime, request)
