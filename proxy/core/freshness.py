@@ -66,13 +66,14 @@ def refreshes_ahead(entry: Refreshable, now: float, *, eagerness: float, draw: f
     `draw` is random, in (0, 1]. The sooner the end and the longer the upstream takes, the likelier:
     so the more often an entry is asked for, the surer it is replaced in time, once (XFetch:
     Vattani, Chierichetti and Lowenstein, Optimal Probabilistic Cache Stampede Prevention, 2015).
+    Here the new answer is to be there before the end, so the time that it takes is added.
     """
-    return now - entry.took_seconds * eagerness * log(draw) >= entry.fresh_until
+    return now + entry.took_seconds * (1.0 - eagerness * log(draw)) >= entry.fresh_until
 
 
 def certain_until(entry: Refreshable, *, eagerness: float) -> float:
     """Until when a hit is as good as never the one that refreshes ahead (less than 1 in 20,000)."""
-    return entry.fresh_until - entry.took_seconds * eagerness * _UNLIKELY
+    return entry.fresh_until - entry.took_seconds * (1.0 + eagerness * _UNLIKELY)
 
 
 def jittered(lifetime: float, jitter: float, digest: str) -> float:
