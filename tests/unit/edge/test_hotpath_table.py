@@ -61,6 +61,7 @@ class Table:
         body: bytes = b"{}",
         *,
         lifetime: float = 100.0,
+        repeats: float | None = None,
         version: str = "1.1",
         headers: tuple[tuple[bytes, bytes], ...] = (),
         snapshot: Snapshot | None = None,
@@ -68,7 +69,8 @@ class Table:
         now = self.runtime.clock.wall()
         outcome = Outcome(x_cache=XCache.HIT, endpoint="chat", status=200, age_seconds=0.0)
         same = ((b"content-type", b"application/json"),)
-        repeatable = Repeatable(now, now + lifetime, now + lifetime, outcome, same, with_key=False)
+        until = now + (lifetime if repeats is None else repeats)
+        repeatable = Repeatable(now, now + lifetime, until, outcome, same, with_key=False)
         scope = {NOTED: request, "headers": list(headers), "http_version": version}
         answer = Answer(200, [], body, repeatable)
         self.table.remember(scope, snapshot or self.runtime.snapshot, answer)
@@ -186,6 +188,19 @@ def test_B15_fresh_means_before_the_end() -> None:
     assert not table.holds(b"one")
     table.runtime.clock.set_wall(table.runtime.clock.wall() - 5)
     assert not table.holds(b"one"), "it does not come back"
+
+
+def test_B15_what_may_have_to_be_refreshed_is_handed_over_while_it_is_fresh() -> None:
+    table = Table()
+    table.remember(b"one", lifetime=60.0, repeats=38.0)
+
+    table.runtime.clock.advance(37.5)
+    answer = table.table.answer(b"one")
+    assert answer is not None
+    assert b"hit; ttl=22" in answer, "what is told is the time that is left, not that of the table"
+    table.runtime.clock.advance(0.5)
+    assert not table.holds(b"one")
+    assert table.bytes == 0, "whoever answers it next may offer it again"
 
 
 def test_B15_a_clock_that_stepped_back_makes_no_negative_age() -> None:
