@@ -112,14 +112,19 @@ class SoakClient:
             result.ended = time.monotonic()
         return result
 
-    async def post(
-        self, proxy: str, path: str, body: Mapping[str, Any], headers: Mapping[str, str]
+    async def ask(
+        self,
+        method: str,
+        proxy: str,
+        path: str,
+        body: Mapping[str, Any],
+        headers: Mapping[str, str],
     ) -> tuple[int, bytes]:
-        """Status and body of any other POST. Raises what aiohttp does."""
+        """Status and body of any other request; an empty body is none. Raises what aiohttp does."""
         url = self._urls[proxy] + path
         content = {"content-type": "application/json", **headers}
-        async with self._sessions[proxy].post(
-            url, data=orjson.dumps(body), headers=content
+        async with self._sessions[proxy].request(
+            method, url, data=orjson.dumps(body) if body else None, headers=content
         ) as response:
             return response.status, await response.read()
 

@@ -191,6 +191,7 @@ class Course:
     async def _one(self, ask: Ask) -> Result:
         result = await self._client.send(ask)
         self.judge.judge(result)
+        self.purges.learn(result)
         self.seen.results.append(result)
         return result
 

@@ -1,11 +1,13 @@
 """Right or wrong: what the client got, held against purges, lifetimes and announced faults."""
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import inf
 
 from bench.soak_client import Ask, Came, Result
+from bench.soak_content import chat_digest
 from bench.soak_rules import MODELS, PROJECT_HEADER, TAGS_HEADER
 from bench.soak_upstream import Ending, UpstreamCall
 
@@ -14,6 +16,8 @@ SLACK_SECONDS = 1.0
 # `Age` and `max-age` count whole seconds.
 _WHOLE_SECOND = 1.0
 _CLOCK_STEP = 0.002
+# Older purges of the same are covered by these.
+_LAST = 30
 
 Target = tuple[str, str]
 
@@ -73,7 +77,8 @@ class Window:
 class Floor:
     """Of what a purge named, nothing of an earlier version is served to requests from `since` on.
 
-    A soft purge (`hard` False) lets stale answers through that are told as stale.
+    A soft purge (`hard` False) lets stale answers through that are told as stale. A purge by age
+    spares answers that the upstream ended at `before` (monotonic seconds) or later.
     """
 
     target: Target
@@ -81,6 +86,7 @@ class Floor:
     since: float
     proxy: str
     hard: bool = True
+    before: float = inf
 
 
 @dataclass(slots=True)
@@ -89,14 +95,14 @@ class Judge:
 
     calls: Sequence[UpstreamCall]
     windows: list[Window] = field(default_factory=list)
-    floors: dict[tuple[str, Target], list[Floor]] = field(default_factory=dict)
+    floors: dict[tuple[str, Target], deque[Floor]] = field(default_factory=dict)
     complaints: list[Complaint] = field(default_factory=list)
     # Numbers of calls whose answers a client had forbidden to store.
     unstored: set[int] = field(default_factory=set)
 
     def purged(self, floor: Floor) -> None:
         """A purge holds from now on, for requests to one proxy."""
-        self.floors.setdefault((floor.proxy, floor.target), []).append(floor)
+        self.floors.setdefault((floor.proxy, floor.target), deque(maxlen=_LAST)).append(floor)
 
     def judge(self, result: Result) -> None:
         """Add what is wrong with `result` to the complaints."""
@@ -131,7 +137,7 @@ class Judge:
 
     def _out_of_date(self, result: Result) -> Iterable[tuple[Fault, str]]:
         told_stale = result.x_cache == "STALE"
-        least, why = self._least_version(result, told_stale=told_stale)
+        floors = self._floors(result, told_stale=told_stale)
         model = MODELS[result.ask.model]
         allowed = model.ttl
         if told_stale or model.embeds:  # one header speaks for all vectors of a batch
@@ -139,26 +145,25 @@ class Judge:
         if told_stale and self._in_error_window(result):
             allowed = max(allowed, model.ttl + model.stale_if_error)
         for stamp in result.stamps:
-            if stamp.version < least:
-                yield Fault.PURGED, f"version {stamp.version}, {why}"
             call = self.calls[stamp.number - 1]
+            for floor in floors:
+                if stamp.version < floor.version and not _too_young(call, floor):
+                    yield Fault.PURGED, f"version {stamp.version}, {_why(floor, result)}"
+                    break
             age = result.began - call.ended if call.ending is Ending.WHOLE else 0.0
             if age > allowed + SLACK_SECONDS:
                 yield Fault.TOO_OLD, f"{age:.1f} s old, {allowed} s allowed ({result.x_cache})"
             if stamp.number in self.unstored and result.x_cache == "HIT":
                 yield Fault.CONTROL, f"call {stamp.number} was not to be stored"
 
-    def _least_version(self, result: Result, *, told_stale: bool) -> tuple[int, str]:
-        least, why = 0, ""
-        for target in targets_of(result.ask):
-            for floor in self.floors.get((result.ask.proxy, target), ()):
-                binds = floor.hard or not told_stale
-                if binds and floor.since <= result.began and floor.version > least:
-                    least = floor.version
-                    late = result.began - floor.since
-                    kind = "purge" if floor.hard else "soft purge"
-                    why = f"{kind} of {':'.join(target)} to {least} in force for {late:.3f} s"
-        return least, why
+    def _floors(self, result: Result, *, told_stale: bool) -> list[Floor]:
+        """The purges that bind the answer to this request."""
+        return [
+            floor
+            for target in targets_of(result.ask)
+            for floor in self.floors.get((result.ask.proxy, target), ())
+            if floor.since <= result.began and (floor.hard or not told_stale)
+        ]
 
     def _in_error_window(self, result: Result) -> bool:
         return any(
@@ -192,6 +197,7 @@ def targets_of(ask: Ask) -> list[Target]:
         ("model", ask.model),
         ("rule", ask.model),
         ("endpoint", endpoint),
+        *([("key", chat_digest(ask.body))] if ask.is_chat else []),
         *(("tag", tag) for tag in tags),
     ]
 
@@ -199,3 +205,15 @@ def targets_of(ask: Ask) -> list[Target]:
 def _asked_for_failure(result: Result) -> bool:
     """A 504 is what `only-if-cached` is for."""
     return result.status == 504 and result.ask.headers.get("cache-control") == "only-if-cached"
+
+
+def _too_young(call: UpstreamCall, floor: Floor) -> bool:
+    """Whether a purge by age spares what the call gave."""
+    open_still = call.ending is Ending.OPEN
+    return floor.before < inf and (open_still or call.ended >= floor.before)
+
+
+def _why(floor: Floor, result: Result) -> str:
+    kind = "purge" if floor.hard else "soft purge"
+    late = result.began - floor.since
+    return f"{kind} of {':'.join(floor.target)} to {floor.version} in force for {late:.3f} s"

@@ -6,7 +6,7 @@ from itertools import count
 from typing import Any
 
 from bench.soak_client import Ask
-from bench.soak_rules import MODELS, PROJECT_HEADER, TAGS_HEADER
+from bench.soak_rules import ADMIN_HEADER, ADMIN_KEY, MODELS, PROJECT_HEADER, TAGS_HEADER
 from bench.soak_upstream import SLOW_MARK, STEADY_MARK
 
 PROJECTS = ("apollo", "gemini", "mercury", "vostok")
@@ -103,6 +103,10 @@ class Load:
         usage = {"stream_options": {"include_usage": True}}
         return {"stream": True} | (usage if self._chance.random() < 0.5 else {})
 
+    def _admin(self) -> dict[str, str]:
+        """Some ask as admins do: they are told the key."""
+        return {ADMIN_HEADER: ADMIN_KEY} if self._chance.random() < 0.05 else {}
+
     def _chat(
         self,
         kind: str,
@@ -125,7 +129,7 @@ class Load:
             kind,
             proxy,
             body | delivery,
-            {PROJECT_HEADER: project, TAGS_HEADER: topic, **(header or {})},
+            {PROJECT_HEADER: project, TAGS_HEADER: topic, **self._admin(), **(header or {})},
             leaves_after,
         )
 

@@ -1,35 +1,36 @@
 """The purges of the soak: each raises the upstream's version first, so that what is older shows."""
 
 import asyncio
+import re
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
-from typing import Any
 
 import aiohttp
 
-from bench.soak_client import Ask, SoakClient
-from bench.soak_judge import Floor, Judge, Target, targets_of
-from bench.soak_load import CHAT_MODELS, EMBEDDERS, PROJECTS, TOPICS, Load
-from bench.soak_rules import ADMIN_KEY, PURGE_POLL_SECONDS, SURVIVOR, VICTIM
+from bench.soak_client import Ask, Result, SoakClient
+from bench.soak_content import chat_digest
+from bench.soak_judge import Floor, Judge, targets_of
+from bench.soak_load import Load
+from bench.soak_orders import Order, order
+from bench.soak_rules import ADMIN_HEADER, ADMIN_KEY, PURGE_POLL_SECONDS, SURVIVOR, VICTIM
 from bench.soak_upstream import SoakUpstream
 
-PATH = "/admin/purge"
 EVERY_SECONDS = (0.3, 2.0)
 # How much later a purge holds at the other proxy.
 SPREAD_SECONDS = 1.0
-_SOFT_SHARE = 0.3
-_DRY_SHARE = 0.1
+# What was stored about as long ago as a purge by age says may be on either side of it.
+_AGE_SLACK_SECONDS = 1.0
+_MOST_KEYS = 200
+_KEY = re.compile(r'; key="([0-9a-f]{64})"')
 
 
 @dataclass(slots=True)
 class Sent:
     """One purge, and how it was answered; times are monotonic seconds."""
 
-    target: Target
-    soft: bool
-    dry: bool
+    order: Order
     began: float
     seconds: float = inf
     status: int = 0
@@ -50,14 +51,24 @@ class Purges:
     refused: Counter[str] = field(default_factory=Counter)
     # Purges that only one proxy could hear of, until there is a Redis again.
     _waiting: list[Floor] = field(default_factory=list)
+    # The digests of keys, by those of the questions that they are for.
+    _keys: dict[str, str] = field(default_factory=dict)
 
     def touched(self, ask: Ask, began: float) -> bool:
         """Whether a purge of what is asked was under way after `began`."""
         targets = targets_of(ask)
         return any(
-            sent.target in targets and not sent.dry and sent.began + sent.seconds >= began
+            sent.order.target in targets
+            and not sent.order.dry
+            and sent.began + sent.seconds >= began
             for sent in self.sent[-20:]
         )
+
+    def learn(self, result: Result) -> None:
+        """Keep the key that an admin is told of, to purge by it."""
+        found = _KEY.search(result.cache_status)
+        if found is not None and result.ask.is_chat and len(self._keys) < _MOST_KEYS:
+            self._keys[chat_digest(result.ask.body)] = found[1]
 
     async def run(self, proxies: list[str], flows: asyncio.Event) -> None:
         """Purge this and that, until it is over; `proxies` are those that are up."""
@@ -65,7 +76,7 @@ class Purges:
             await asyncio.sleep(self.load.between(*EVERY_SECONDS))
             await flows.wait()
             if not self.pauses:
-                await self._one(self.load.one_of(proxies))
+                await self._one(self.load.one_of(proxies), order(self.load, self._keys))
 
     def redis_back(self) -> None:
         """From some time from now on, all know of the purges that were made without Redis."""
@@ -73,58 +84,42 @@ class Purges:
         since = time.monotonic() + PURGE_POLL_SECONDS + SPREAD_SECONDS
         waiting, self._waiting = self._waiting, []
         for floor in waiting:
-            self.judge.purged(Floor(floor.target, floor.version, since, floor.proxy, floor.hard))
+            self.judge.purged(replace(floor, since=since))
 
-    async def _one(self, proxy: str) -> None:
-        kind, value = target = self._target()
-        chance = self.load.between(0.0, 1.0)
-        dry, soft = chance > 1 - _DRY_SHARE, chance < _SOFT_SHARE
-        body: dict[str, Any] = {"all": True} if kind == "all" else {kind: value}
-        if soft:
-            body["soft"] = True
-        if dry:
-            body["dry_run"] = True
+    async def _one(self, proxy: str, what: Order) -> None:
         self.upstream.version += 1
-        version, began = self.upstream.version, time.monotonic()
-        sent = Sent(target, soft=soft, dry=dry, began=began)
+        version, sent = self.upstream.version, Sent(what, time.monotonic())
         self.sent.append(sent)
         try:
-            status, answer = await self.client.post(proxy, PATH, body, {"x-admin-key": ADMIN_KEY})
+            status, answer = await self.client.ask(
+                what.method, proxy, what.path, what.body, {ADMIN_HEADER: ADMIN_KEY}
+            )
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
             status, answer = 0, type(error).__name__.encode()
         ended = time.monotonic()
-        sent.seconds, sent.status = ended - began, status
-        if status != 200:
-            if not self._excused(proxy, began, ended, status):
+        sent.seconds, sent.status = ended - sent.began, status
+        # Without Redis a purge is in force where it was sent, and the answer says that it is so.
+        alone = self.redis_down and status == 503 and not what.dry
+        if status != 200 and not alone:
+            if not self._excused(proxy, sent.began, ended, status):
                 self.refused[f"{status} {answer[:120].decode(errors='replace')}"] += 1
-            return
-        if dry:
-            return
+        elif not what.dry:
+            self._holds(what, version, proxy, sent.began, ended)
+
+    def _holds(self, what: Order, version: int, proxy: str, began: float, ended: float) -> None:
+        before = inf
+        if what.older_than is not None:
+            before = began - what.older_than - _AGE_SLACK_SECONDS
         for each in (SURVIVOR, VICTIM):
-            floor = Floor(target, version, ended, each, hard=not soft)
-            if each == proxy:
-                self.judge.purged(floor)
-            elif self.redis_down:
+            since = ended if each == proxy else ended + SPREAD_SECONDS
+            floor = Floor(what.target, version, since, each, not what.soft, before)
+            if self.redis_down and each != proxy:
                 self._waiting.append(floor)
             else:
-                late = Floor(target, version, ended + SPREAD_SECONDS, each, hard=not soft)
-                self.judge.purged(late)
-
-    def _target(self) -> Target:
-        kind = self.load.one_of(["tag"] * 8 + ["model"] * 3 + ["rule", "endpoint", "all"])
-        match kind:
-            case "tag":
-                topics = list(TOPICS)
-                return kind, self.load.one_of([f"project:{name}" for name in PROJECTS] + topics)
-            case "model" | "rule":
-                return kind, self.load.one_of([*CHAT_MODELS, *EMBEDDERS])
-            case "endpoint":
-                return kind, self.load.one_of(["chat", "embeddings"])
-            case _:
-                return kind, ""
+                self.judge.purged(floor)
 
     def _excused(self, proxy: str, began: float, ended: float, status: int) -> bool:
-        """A purge may fail while its proxy is being killed, and be refused while Redis is down."""
+        """A purge may fail while its proxy is being killed; without Redis, nobody can count."""
         gone = any(
             window.proxy == proxy and window.overlaps(began, ended) for window in self.judge.windows
         )

@@ -2,20 +2,20 @@
 
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from bench.report import table
 from bench.soak_accounts import cut_short, unexplained, went_on
 from bench.soak_client import Came, Result
 from bench.soak_course import Course
-from bench.soak_judge import Fault
+from bench.soak_judge import Complaint, Fault
 from bench.soak_rules import MODELS, SURVIVOR, VICTIM
 from bench.soak_upstream import Ending, UpstreamCall
 
 # For what the tables of connections, tags and counters take; an entry kept for each request would
 # be many times that.
 GROWTH_BYTES = 12 * 1024 * 1024
-_SHOWN = 8
+_SHOWN, _SHOWN_OF_MODEL = 8, 4
 
 
 def faults(course: Course) -> list[str]:
@@ -200,7 +200,8 @@ def _complaints(course: Course) -> str:
         models = Counter(each.result.ask.model for each in mine)
         if mine:
             lines.append(f"{fault} ({len(mine)}): {dict(models)}")
-        for each in mine[:_SHOWN]:
+        shown = [each for model in models for each in _of_model(mine, model)[:_SHOWN_OF_MODEL]]
+        for each in shown:
             result, ask = each.result, each.result.ask
             lines.append(
                 f"- {result.began - began:.2f} s, {ask.proxy}, {ask.kind}, {ask.model},"
@@ -220,6 +221,10 @@ def _complaints(course: Course) -> str:
     return "\n".join(lines)
 
 
+def _of_model(complaints: Sequence[Complaint], model: str) -> list[Complaint]:
+    return [each for each in complaints if each.result.ask.model == model]
+
+
 def _untried(course: Course) -> list[str]:
     """What a soak that proves something must have had."""
     whole = [each for each in course.seen.results if each.came is Came.WHOLE]
@@ -229,6 +234,7 @@ def _untried(course: Course) -> list[str]:
         "stale answers": outcomes["STALE"],
         "collapsed answers": sum(each.collapsed for each in whole),
         "purges": sum(sent.status == 200 for sent in course.purges.sent),
+        "purges by key": sum(sent.order.target[0] == "key" for sent in course.purges.sent),
         "clients that left": sum(each.came is Came.LEFT for each in course.seen.results),
         "failures in windows": sum(window.excused for window in course.judge.windows),
         "undisturbed crowds": sum(crowd.most == 1 for crowd in course.seen.crowds),

@@ -7,9 +7,13 @@ from typing import Any
 
 # The proxy that lives through it all, and the one that is killed and comes back.
 SURVIVOR, VICTIM = "stays", "killed"
-ADMIN_KEY = "soak-admin"
+ADMIN_HEADER, ADMIN_KEY = "x-admin-key", "soak-admin"
 PROJECT_HEADER = "x-project"
 TAGS_HEADER = "x-cache-tags"
+EVENTS = {
+    "model_updated": ["model:{model}"],
+    "project_closed": {"targets": ["tag:project:{project}"], "soft": True},
+}
 LEASE_SECONDS = 1.5
 PURGE_POLL_SECONDS = 2.0
 
@@ -80,6 +84,7 @@ def settings(
         },
         "clients": "open",
         "admin": {"key_hashes": ["sha256:" + hashlib.sha256(ADMIN_KEY.encode()).hexdigest()]},
+        "invalidation": EVENTS,
         "cache_settings": {
             "key_prefix": "soak:",
             "tags_header": TAGS_HEADER,
