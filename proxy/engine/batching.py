@@ -68,8 +68,6 @@ class Batches:
                 answer = await self._fetched(batch, again)
             if answer is not None:
                 return answer
-        if batch.missing:
-            raise UpstreamError("The request was given up.")
         return await self._answers.joined(batch)
 
     async def _look_up(self, batch: Batch) -> None:
@@ -122,8 +120,10 @@ class Batches:
             return self._answers.passed(batch, fetch, fetch.asked[0])
         landed = [await fetch.landed(key) for key in fetch.wants]
         entries = [entry for entry in landed if entry is not None]
+        if len(entries) < len(landed):
+            raise UpstreamError("The request was given up.")
         await self._take(batch, entries)
-        if any(entry.key in batch.missing for entry in entries):
+        if any(key in batch.missing for key in fetch.wants):
             raise UpstreamProtocolError("The vectors have no form in the encoding asked for.")
         batch.account(fetch)
         return None

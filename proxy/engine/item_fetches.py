@@ -86,7 +86,7 @@ class Fetches:
             self._table.update(dict.fromkeys(fetch.wants, fetch))
         work = Fetching(fetch, asking, self._entries, self._tasks, self._coalescer)
         fetch.task = self._tasks.start(work.run(), name=TASK)
-        fetch.task.add_done_callback(lambda _: self._ended(fetch))
+        fetch.task.add_done_callback(lambda _: self._done(fetch))
         return fetch
 
     def _landed(self, fetch: Fetch, found: Mapping[str, Entry | None]) -> None:
@@ -97,6 +97,10 @@ class Fetches:
             if entry is not None and fetch.joinable:
                 for watch in self._watches:
                     watch[key] = entry
+
+    def _done(self, fetch: Fetch) -> None:
+        fetch.end()  # also where the task was cancelled before its first step
+        self._ended(fetch)
 
     def _ended(self, fetch: Fetch) -> None:
         """Tell of work that no client's outcome tells of."""

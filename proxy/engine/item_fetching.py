@@ -87,6 +87,8 @@ class Fetching:
                 task.cancel()
             await asyncio.wait(tasks)
             raise
+        for task in tasks:
+            task.result()
 
     async def _ask(self, wants: Sequence[Want]) -> None:
         keys = [want.store_key for want in wants]
@@ -165,7 +167,8 @@ class Fetching:
                 left.pop(other, None)
             if key not in found:
                 alone.append(self._fetch.wants[key])
-        await self._together([self._ask(part) for part in self._parts(alone)])
+        if alone:
+            await self._together([self._ask(part) for part in self._parts(alone)])
 
     async def _stored(self, keys: Sequence[str]) -> dict[str, Entry]:
         """Those of the items that the store has now."""

@@ -18,6 +18,7 @@ from proxy.core.rules import Rule
 from proxy.core.wire import Endpoint, Headers
 from proxy.engine.base import Answer, Call
 from proxy.engine.batching import Batches
+from proxy.engine.dictionaries import Dictionaries
 from proxy.engine.entries import Entries
 from proxy.engine.generations import Generations
 from proxy.engine.item_fetches import Fetches
@@ -51,8 +52,8 @@ def floats(vector: bytes) -> list[float]:
 
 
 def cost(item: Any) -> int:
-    """What the upstream counts for an item."""
-    return len(item) if isinstance(item, list) else 2 + len(item.split())
+    """What the upstream counts for an item: a token for each byte, so that a split is exact."""
+    return len(item) if isinstance(item, list) else len(item.encode())
 
 
 class Embedder:
@@ -160,12 +161,23 @@ class Worker:
         self.witness = Witness()
         self.tasks = TaskGroup()
         self.fetching = TaskGroup()
-        self.writes = WriteBehind(self.store, self.tasks, limits or WriteLimits(), self.witness)
+        self.dictionaries = Dictionaries(
+            self.store, self.clock, self.tasks, self.witness, writing=False
+        )
+        self.writes = WriteBehind(
+            self.store, self.tasks, limits or WriteLimits(), self.witness, self.dictionaries
+        )
         self.generations = Generations(
             LocalMarkLog(self.clock), self.clock, self.tasks, self.witness
         )
         self.entries = Entries(
-            self.store, self.writes, self.generations, self.clock, self.tasks, self.witness
+            self.store,
+            self.writes,
+            self.generations,
+            self.clock,
+            self.tasks,
+            self.witness,
+            self.dictionaries,
         )
         self.fetches = Fetches(self.entries, self.fetching, self.witness, coalescer)
         self.batches = Batches(
@@ -215,3 +227,9 @@ def parsed(answer: Answer) -> dict[str, Any]:
     assert isinstance(answer.body, bytes)
     told: dict[str, Any] = orjson.loads(answer.body)
     return told
+
+
+def told_usage(worker: Worker) -> int:
+    """The tokens that all outcomes say were billed."""
+    outcomes = worker.witness.outcomes
+    return sum(outcome.billed.total_tokens for outcome in outcomes if outcome.billed is not None)
