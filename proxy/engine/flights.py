@@ -128,7 +128,7 @@ class Flights:
             flight.fail(error)
         except Exception:  # boundary: nobody may wait for an answer that will not come
             log.exception("a flight failed unexpectedly")
-            flight.fail(ProxyError("The request could not be finished."))
+            flight.fail(ProxyError("The proxy failed to answer.", code="internal_error"))
         finally:
             flight.abandon()
             self._landed(flight, leases[0] if leases else None)

@@ -299,8 +299,7 @@ def test_B20_a_hot_request_waits_for_the_end_of_a_stream(
     with Line(proxy) as line:
         expected = line.ask(RAW)
         line.send(slow)
-        while b"data: {" not in line.read_some():
-            pass
+        line.read_until(b"data: {")
         received = proxy.watch.received
         line.send(RAW)
         proxy.watch.wait(lambda: proxy.watch.received == received + len(RAW))

@@ -17,7 +17,8 @@ def _on_redis(redis: RedisServer, *tiers: str, **members: Any) -> dict[str, Any]
 
 
 def _holds(redis: RedisServer, entries: int) -> bool:
-    return redis.command("DBSIZE") == b":%d\r\n" % entries
+    """So many entries; what workers share beside them does not count."""
+    return redis.command("KEYS", "magic_proxy:cache:v1:*").startswith(b"*%d\r\n" % entries)
 
 
 def test_B12_two_proxies_share_entries_through_redis(
