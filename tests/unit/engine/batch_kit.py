@@ -5,7 +5,7 @@ import base64
 import hashlib
 import struct
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
@@ -18,18 +18,13 @@ from proxy.core.rules import Rule
 from proxy.core.wire import Endpoint, Headers
 from proxy.engine.base import Answer, Call
 from proxy.engine.batching import Batches
-from proxy.engine.dictionaries import Dictionaries
-from proxy.engine.entries import Entries
-from proxy.engine.generations import Generations
 from proxy.engine.item_fetches import Fetches
 from proxy.engine.plan import Plan, make_plan
-from proxy.engine.write_behind import WriteBehind, WriteLimits
+from proxy.engine.write_behind import WriteLimits
 from proxy.errors import UpstreamError
-from proxy.stores.marks_local import LocalMarkLog
 from proxy.tasks import TaskGroup
 from proxy.upstream.base import Chain, Exchange, Outgoing, Profile
-from tests.fakes import FakeClock
-from tests.unit.engine.kit import FaultyStore, Said, Witness
+from tests.unit.engine.kit import Engine, FaultyStore, Said, ScriptedForwarder
 
 JSON: Headers = ((b"Content-Type", b"application/json"),)
 RULE = Rule(
@@ -155,35 +150,21 @@ class Worker:
         coalescer: Coalescer | None = None,
     ) -> None:
         self.upstream = upstream or Embedder()
-        self.store = store or FaultyStore()
+        self._engine = engine = Engine(
+            store,
+            cast("ScriptedForwarder", self.upstream),
+            rule=rule,
+            limits=limits,
+            coalescer=coalescer,
+        )
         self.rules = RuleSet((rule,))
-        self.clock = FakeClock()
-        self.witness = Witness()
-        self.tasks = TaskGroup()
+        self.store, self.clock, self.witness = engine.store, engine.clock, engine.witness
+        self.generations, self.entries = engine.generations, engine.entries
         self.fetching = TaskGroup()
-        self.dictionaries = Dictionaries(
-            self.store, self.clock, self.tasks, self.witness, writing=False
-        )
-        self.writes = WriteBehind(
-            self.store, self.tasks, limits or WriteLimits(), self.witness, self.dictionaries
-        )
-        self.generations = Generations(
-            LocalMarkLog(self.clock), self.clock, self.tasks, self.witness
-        )
-        self.entries = Entries(
-            self.store,
-            self.writes,
-            self.generations,
-            self.clock,
-            self.tasks,
-            self.witness,
-            self.dictionaries,
-        )
         self.fetches = Fetches(self.entries, self.fetching, self.witness, coalescer)
         self.batches = Batches(
             self.entries, self.fetches, self.upstream, self.clock, self.witness, "p:"
         )
-        self.writes.start()
 
     def plan(self, given: Any, *headers: tuple[bytes, bytes], **members: Any) -> tuple[Plan, Items]:
         """A request for these inputs, planned."""
@@ -215,11 +196,11 @@ class Worker:
 
     async def settled(self) -> None:
         """All that was to be written is written."""
-        assert await self.writes.drain(5)
+        await self._engine.settled()
 
     async def stop(self) -> None:
         await self.fetching.cancel()
-        await self.tasks.cancel()
+        await self._engine.stop()
 
 
 def parsed(answer: Answer) -> dict[str, Any]:
