@@ -174,6 +174,7 @@ async def test_an_expired_value_is_never_returned(store: Store, clock: Clock, so
     if isinstance(clock, FakeClock):
         assert not await gone()
         clock.advance(0.2)
+        assert await store.heads(["short"], 1) == [None]
         assert await gone()
     else:
         await until(gone)

@@ -97,6 +97,7 @@ async def test_B54_what_expired_or_is_no_entry_does_not_count() -> None:
     )
     parts.clock.advance(10)
     assert await parts.count(all=True) == 1
+    assert len(parts.store.head_lengths) == 3, "other keys are not even looked at"
 
 
 async def test_B54_a_dry_run_reads_the_heads_of_entries_alone() -> None:

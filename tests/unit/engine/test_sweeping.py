@@ -2,10 +2,15 @@
 
 import pytest
 
+from proxy.core.marks import EVERYTHING
+from proxy.core.selectors import Mark
 from proxy.errors import StoreUnavailable
 from proxy.stores.base import Put
+from proxy.stores.marks import Reading
+from proxy.stores.marks_local import LocalMarkLog
 from tests.fakes import FakeClock
 from tests.unit.engine.purges import PREFIX, Parts, Watched, key_of
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -122,3 +127,28 @@ async def test_B54_only_the_prefix_of_the_purge_is_swept() -> None:
     await parts.purge(all=True)
     await parts.swept()
     assert [key async for key in parts.store.scan("")] == [other]
+
+
+async def test_B54_what_is_hidden_only_until_the_purges_can_be_read_is_not_swept() -> None:
+    class Unreadable(LocalMarkLog):
+        async def read(self, known: int) -> Reading | None:
+            raise StoreUnavailable("redis: the circuit is open")
+
+    parts = Parts(marks=Unreadable(FakeClock()))
+    await parts.put(1, tags=("t",))
+    await parts.put(2)
+    parts.clock.advance(1)
+    await parts.generations.open()
+    await parts.purge(tag="t")
+    assert await parts.served() == set()
+    await until(lambda: parts.tasks.count("purge-sweep") == 0)
+    assert await parts.held() == {2}
+    await parts.generations.close()
+
+
+async def test_B54_a_mark_that_is_not_in_force_sweeps_nothing() -> None:
+    parts = Parts()
+    await parts.put(1)
+    parts.sweeps.start(Mark(1, EVERYTHING), PREFIX)
+    await parts.swept()
+    assert await parts.held() == {1}
