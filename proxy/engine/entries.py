@@ -7,14 +7,16 @@ from typing import TypeAlias, assert_never
 
 from proxy.clock import Clock
 from proxy.core.codec import decode
+from proxy.core.dictionaries import Dictionary
 from proxy.core.entry import Entry
 from proxy.core.freshness import is_fresh
 from proxy.core.marks import Verdict
 from proxy.core.outcome import MissReason
 from proxy.engine.base import StorageObserver
+from proxy.engine.dictionaries import Dictionaries
 from proxy.engine.generations import Generations
 from proxy.engine.write_behind import WriteBehind
-from proxy.errors import EntryUnreadable, StoreUnavailable
+from proxy.errors import DictionaryMissing, EntryUnreadable, StoreUnavailable
 from proxy.stores.base import Store
 from proxy.tasks import TaskGroup
 
@@ -35,6 +37,7 @@ class Entries:
         clock: Clock,
         tasks: TaskGroup,
         observer: StorageObserver,
+        dictionaries: Dictionaries,
     ) -> None:
         self._store = store
         self._generations = generations
@@ -42,6 +45,7 @@ class Entries:
         self._writes = writes
         self._tasks = tasks
         self._observer = observer
+        self._dictionaries = dictionaries
         self._replaced = 0
 
     @property
@@ -60,9 +64,10 @@ class Entries:
             if value is None or len(value) > _INLINE_BYTES:
                 return None
             try:
-                entry = decode(value, key)
+                entry = decode(value, key, self._dictionaries.loaded)
             except EntryUnreadable:
-                return None  # `get` meets it too: it deletes and counts it, once
+                # `get` meets it too: it fetches a dictionary, or deletes and counts the entry, once
+                return None
         valid = self._unless_purged(entry)
         return valid if isinstance(valid, Entry) else None
 
@@ -103,13 +108,22 @@ class Entries:
         if value is None:
             return MissReason.ABSENT
         try:
-            if len(value) > _INLINE_BYTES:
-                entry = await asyncio.to_thread(decode, value, key)
-            else:
-                entry = decode(value, key)
+            entry = await self._decoded(value, key)
         except EntryUnreadable:
             return self._unreadable(key)
+        except StoreUnavailable:
+            self._observer.store_failed("dictionary")
+            return MissReason.STORE_DOWN
         return self._unless_purged(entry)
+
+    async def _decoded(self, value: bytes, key: str) -> Entry:
+        loaded = self._dictionaries.loaded
+        try:
+            return await _decoded_somewhere(value, key, loaded)
+        except DictionaryMissing as missing:
+            if not await self._dictionaries.load(key, missing.dictionary_id):
+                raise
+        return await _decoded_somewhere(value, key, loaded)
 
     async def get_batch(self, keys: Sequence[str]) -> list[Entry | MissReason]:
         """The same for many keys, which are distinct, in one look-up."""
@@ -134,9 +148,9 @@ class Entries:
             return dict.fromkeys(asked, MissReason.STORE_DOWN)
         held = {key: value for key, value in zip(asked, values, strict=False) if value is not None}
         if sum(map(len, held.values())) > _INLINE_BYTES:
-            decoded = await asyncio.to_thread(_decoded, held)
+            decoded = await asyncio.to_thread(_all_decoded, held)
         else:
-            decoded = _decoded(held)
+            decoded = _all_decoded(held)
         return {key: decoded.get(key, MissReason.ABSENT) for key in asked}
 
     def _judged(self, key: str, found: Entry | MissReason) -> Entry | MissReason:
@@ -179,7 +193,15 @@ class Entries:
             self._observer.store_failed("delete")
 
 
-def _decoded(values: Mapping[str, bytes]) -> dict[str, Entry | MissReason]:
+async def _decoded_somewhere(
+    value: bytes, key: str, dictionaries: Mapping[int, Dictionary]
+) -> Entry:
+    if len(value) > _INLINE_BYTES:
+        return await asyncio.to_thread(decode, value, key, dictionaries)
+    return decode(value, key, dictionaries)
+
+
+def _all_decoded(values: Mapping[str, bytes]) -> dict[str, Entry | MissReason]:
     found: dict[str, Entry | MissReason] = {}
     for key, value in values.items():
         try:

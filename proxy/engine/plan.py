@@ -8,7 +8,8 @@ from proxy.core.canonical import parse_body
 from proxy.core.control import ClientControl, client_control
 from proxy.core.decision import control_of
 from proxy.core.fields import check_fields, item_count, model_name
-from proxy.core.key import Derivation, derive, make_scope
+from proxy.core.items import Items, derive_items
+from proxy.core.key import Derivation, make_scope
 from proxy.core.matching import RuleSet
 from proxy.core.replay import Wanted, wanted_from
 from proxy.core.request import CacheableRequest
@@ -25,7 +26,9 @@ _MEMO_LENGTH: Final = 256
 class Plan:
     """What the pure core makes of a call.
 
-    `items` is how many vectors or choices it asks for, `generation` the number of the last purge
+    `items` is how many vectors or choices it asks for, `batch` its inputs where there are several
+    that are cached one by one; `key` and `canonical` of its derivation then name nothing that is
+    stored. `generation` the number of the last purge
     that was known when it began, `tags` None where there are more than an entry may have.
     """
 
@@ -36,6 +39,7 @@ class Plan:
     wanted: Wanted
     items: int | None
     started: float
+    batch: Items | None = None
     generation: int = 0
     given_tags: tuple[str, ...] | None = ()
 
@@ -127,7 +131,7 @@ def make_plan(
 ) -> Plan:
     """Read the body, resolve the model, derive the key. Raises `RequestError`."""
     request, chain = cacheable_request(call, forwarder)
-    derivation = derive(request, rules)
+    derivation, items = derive_items(request, rules)
     templates = derivation.rule.tags if derivation.rule is not None else ()
     tags: tuple[str, ...] | None = ()
     if templates or tags_header is not None:
@@ -140,6 +144,7 @@ def make_plan(
         wanted=wanted_from(call.endpoint, request.fields),
         items=item_count(call.endpoint, request.fields),
         started=started,
+        batch=items if items is not None and len(items) > 1 else None,
         generation=generation,
         given_tags=tags,
     )

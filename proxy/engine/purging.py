@@ -15,6 +15,7 @@ from proxy.core.marks import Marks, Verdict
 from proxy.core.purge import Purge
 from proxy.core.selectors import Mark, Selector
 from proxy.core.wire import JsonValue
+from proxy.engine.dictionaries import Dictionaries
 from proxy.engine.generations import Generations
 from proxy.engine.surveying import survey
 from proxy.engine.sweeping import Sweeps
@@ -67,12 +68,14 @@ class Purging:
         sweeps: Sweeps,
         clock: Clock,
         observer: PurgeObserver,
+        dictionaries: Dictionaries,
     ) -> None:
         self._generations = generations
         self._store = store
         self._sweeps = sweeps
         self._clock = clock
         self._observer = observer
+        self._dictionaries = dictionaries
         self._counting = asyncio.Lock()
 
     async def purge(self, purge: Purge, *, key_prefix: str) -> PurgeReport:
@@ -139,7 +142,10 @@ class Purging:
         async with self._counting:
             try:
                 async for entries in survey(
-                    self._store, key_prefix, lambda key: _may_fit(key, purge.selector)
+                    self._store,
+                    key_prefix,
+                    lambda key: _may_fit(key, purge.selector),
+                    self._dictionaries,
                 ):
                     count += sum(
                         trial.verdict(entry) is not Verdict.LIVE and self._has_effect(purge, entry)

@@ -20,17 +20,20 @@ from proxy.core.decision import (
 )
 from proxy.core.entry import Entry
 from proxy.core.freshness import certain_until, refreshes_ahead
+from proxy.core.items import Items
 from proxy.core.key import CacheKey
 from proxy.core.matching import RuleSet
-from proxy.core.outcome import CLIENT_GONE, MissReason, Outcome, XCache
+from proxy.core.outcome import CLIENT_GONE, Forwarded, MissReason, Outcome, XCache
 from proxy.core.replay import FreshIds, Rendered, render
 from proxy.core.variants import Turns, variant_count
 from proxy.engine.answers import error_answer, hit_answer
 from proxy.engine.base import Answer, Call, Observer
+from proxy.engine.batching import Batches
 from proxy.engine.entries import Entries
 from proxy.engine.explaining import Explained, explained
 from proxy.engine.flights import Errand, Flights
 from proxy.engine.generations import Generations
+from proxy.engine.item_fetches import Fetches
 from proxy.engine.leading import Leader
 from proxy.engine.lookup import Found, LookUps
 from proxy.engine.outcomes import outcome_of, stale_outcome
@@ -63,6 +66,7 @@ class Lasting:
     entries: Entries
     generations: Generations
     flights: Flights
+    fetches: Fetches
     refreshes: Refreshes
     turns: Turns
 
@@ -88,6 +92,9 @@ class CacheService:
         self._leader = Leader(lasting.entries, forwarder, clock)
         self._lookups = LookUps(
             lasting.entries, lasting.flights, clock, lasting.turns, policy.key_prefix
+        )
+        self._batches = Batches(
+            lasting.entries, lasting.fetches, forwarder, clock, observer, policy.key_prefix
         )
         self._sharing = Sharing(lasting.flights, self._leader, clock, observer)
 
@@ -117,7 +124,7 @@ class CacheService:
 
     def _begun(self, plan: Plan) -> Answer | Plan:
         looked = self._before_lookup(plan)
-        if isinstance(looked, LookUp):
+        if isinstance(looked, LookUp) and plan.batch is None:
             found = self._lookups.now(plan, looked)
             if found is not None and isinstance(hit := found.decision, Hit):
                 is_short = len(hit.entry.payload) <= _INLINE_BYTES
@@ -127,9 +134,12 @@ class CacheService:
 
     async def finish(self, plan: Plan) -> Answer:
         """The answer to a planned call; a proxy error becomes its envelope."""
-        found: Found | Bypass | None = None
+        found: Found | Items | Bypass | None = None
         try:
             found = await self._find(plan)
+            if isinstance(found, Items):
+                with_key = self._shows_key(plan.call)
+                return await self._batches.answer(plan, found, with_key=with_key)
             return await self._answer(plan, found)
         except asyncio.CancelledError:
             gone = self._outcome(plan, XCache.ERROR)
@@ -137,10 +147,12 @@ class CacheService:
             self._observer.told(gone)
             raise
         except ProxyError as error:
-            decision = found.decision if isinstance(found, Found) else found
-            went = decision.forwarded if isinstance(decision, Forward | Bypass) else None
-            outcome = self._outcome(plan, XCache.ERROR)
-            outcome = replace(outcome, status=error.status, forwarded=went, detail=error.error_code)
+            outcome = replace(
+                self._outcome(plan, XCache.ERROR),
+                status=error.status,
+                forwarded=_way_of(found, error),
+                detail=error.error_code,
+            )
             self._observer.told(outcome)
             return error_answer(error, outcome, with_key=self._shows_key(plan.call))
 
@@ -168,8 +180,10 @@ class CacheService:
             deliverable=plan.wanted.is_deliverable,
         )
 
-    async def _find(self, plan: Plan) -> Found | Bypass:
+    async def _find(self, plan: Plan) -> Found | Items | Bypass:
         looked = self._before_lookup(plan)
+        if plan.batch is not None and isinstance(looked, LookUp | Forward):
+            return plan.batch
         match looked:
             case LookUp():
                 return await self._lookups.find(plan, looked)
@@ -312,6 +326,19 @@ def _errand(reason: MissReason) -> Errand:
             return Errand.BETTER
         case _:
             return Errand.MISS
+
+
+def _way_of(found: Found | Items | Bypass | None, error: ProxyError) -> Forwarded | None:
+    """Why a request went upstream that ended in an error; None where it did not go."""
+    match found:
+        case Found(decision=Forward(forwarded=forwarded)):
+            return forwarded
+        case Bypass():
+            return Forwarded.BYPASS
+        case Items() if isinstance(error, UpstreamError):
+            return Forwarded.MISS
+        case _:
+            return None
 
 
 def _not_cached(reason: str) -> NotCached:

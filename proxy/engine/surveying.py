@@ -4,9 +4,10 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
-from proxy.core.codec import decode_meta, meta_bytes
+from proxy.core.codec import meta_bytes
 from proxy.core.entry import EntryMeta
 from proxy.core.key import CacheKey
+from proxy.engine.dictionaries import Dictionaries
 from proxy.stores.base import Store
 
 _BATCH_KEYS: Final = 100
@@ -17,7 +18,10 @@ _MOST_HEAD_BYTES: Final = 256 * 1024
 
 
 async def survey(
-    store: Store, key_prefix: str, wants: Callable[[CacheKey], bool]
+    store: Store,
+    key_prefix: str,
+    wants: Callable[[CacheKey], bool],
+    dictionaries: Dictionaries,
 ) -> AsyncIterator[list[EntryMeta]]:
     """The entries whose key `wants` takes, some at a time; the loop has its turn between.
 
@@ -29,11 +33,11 @@ async def survey(
             continue
         keys.append(key)
         if len(keys) == _BATCH_KEYS:
-            yield await _metas(store, keys)
+            yield await _metas(store, keys, dictionaries)
             await asyncio.sleep(0)
             keys = []
     if keys:
-        yield await _metas(store, keys)
+        yield await _metas(store, keys, dictionaries)
 
 
 def _is_wanted(key: str, key_prefix: str, wants: Callable[[CacheKey], bool]) -> bool:
@@ -43,7 +47,7 @@ def _is_wanted(key: str, key_prefix: str, wants: Callable[[CacheKey], bool]) -> 
         return False  # something else lies under the prefix: a lease, the log of purges
 
 
-async def _metas(store: Store, keys: list[str]) -> list[EntryMeta]:
+async def _metas(store: Store, keys: list[str], dictionaries: Dictionaries) -> list[EntryMeta]:
     metas: list[EntryMeta] = []
     for key, head in zip(keys, await store.heads(keys, _HEAD_BYTES), strict=True):
         needed = None if head is None else meta_bytes(head)
@@ -52,7 +56,7 @@ async def _metas(store: Store, keys: list[str]) -> list[EntryMeta]:
         whole: bytes | None = head
         if needed > len(head):
             (whole,) = await store.heads([key], needed)
-        meta = decode_meta(whole or b"", key)
+        meta = await dictionaries.meta(whole or b"", key)
         if meta is not None:
             metas.append(meta)
     return metas

@@ -11,6 +11,7 @@ from typing import Final
 from proxy.clock import Clock
 from proxy.core.marks import Marks, Verdict
 from proxy.core.selectors import Mark
+from proxy.engine.dictionaries import Dictionaries
 from proxy.engine.generations import Generations
 from proxy.engine.surveying import survey
 from proxy.errors import StoreUnavailable
@@ -32,9 +33,15 @@ class Sweeps:
     """
 
     def __init__(
-        self, tiers: Sequence[Store], generations: Generations, clock: Clock, tasks: TaskGroup
+        self,
+        tiers: Sequence[Store],
+        generations: Generations,
+        clock: Clock,
+        tasks: TaskGroup,
+        dictionaries: Dictionaries,
     ) -> None:
         self._tiers = tiers
+        self._dictionaries = dictionaries
         self._generations = generations
         self._clock = clock
         self._tasks = tasks
@@ -65,7 +72,7 @@ class Sweeps:
     async def _sweep(self, tier: Store, key_prefix: str, marks: Marks) -> None:
         removed = 0
         try:
-            async for entries in survey(tier, key_prefix, lambda _: True):
+            async for entries in survey(tier, key_prefix, lambda _: True, self._dictionaries):
                 # Both: the marks in force may be about more for a while than they will be in the
                 # end, and those collected here may have been folded.
                 gone = [

@@ -4,10 +4,12 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from proxy.core.codec import COMPRESS_ABOVE_BYTES, encode
 from proxy.core.entry import Entry
 from proxy.engine.base import StorageObserver
+from proxy.engine.dictionaries import Dictionaries
 from proxy.errors import StoreUnavailable
 from proxy.stores.base import Put, Store
 from proxy.tasks import TaskGroup
@@ -34,12 +36,18 @@ class WriteBehind:
     """Entries on their way into the store; a later entry for a key replaces an earlier one."""
 
     def __init__(
-        self, store: Store, tasks: TaskGroup, limits: WriteLimits, observer: StorageObserver
+        self,
+        store: Store,
+        tasks: TaskGroup,
+        limits: WriteLimits,
+        observer: StorageObserver,
+        dictionaries: Dictionaries,
     ) -> None:
         self._store = store
         self._tasks = tasks
         self._limits = limits
         self._observer = observer
+        self._dictionaries = dictionaries
         self._queued: dict[str, Entry] = {}
         self._writing: dict[str, Entry] = {}
         self._bytes = 0
@@ -110,7 +118,9 @@ class WriteBehind:
     async def _write(self) -> None:
         try:
             puts = [await self._encoded(entry) for entry in self._writing.values()]
+            await self._dictionaries.secure()
             await self._store.put_many(puts)
+            self._dictionaries.learn(self._writing.values())
         except StoreUnavailable:
             # The entries are lost: that costs a miss later, where holding on would cost memory now.
             self._observer.store_failed("put")
@@ -124,9 +134,14 @@ class WriteBehind:
             self._batch_done = asyncio.Event()
 
     async def _encoded(self, entry: Entry) -> Put:
-        threshold = self._limits.compress_above_bytes
+        encoded = partial(
+            encode,
+            entry,
+            compress_above_bytes=self._limits.compress_above_bytes,
+            dictionary=self._dictionaries.choose(entry),
+        )
         if len(entry.payload) <= _INLINE_BYTES:
-            value = encode(entry, compress_above_bytes=threshold)
+            value = encoded()
         else:
-            value = await asyncio.to_thread(encode, entry, compress_above_bytes=threshold)
+            value = await asyncio.to_thread(encoded)
         return Put(entry.key, value, entry.expires_at)

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from proxy.access.clients import CREDENTIAL_HEADERS, Access, Client, ClientMode
 from proxy.clock import Clock
 from proxy.core.codec import peek_expiry
+from proxy.engine.base import StorageObserver
+from proxy.engine.dictionaries import Dictionaries
 from proxy.engine.service import CachePolicy
 from proxy.engine.write_behind import WriteLimits
 from proxy.metrics import Price
@@ -22,6 +24,7 @@ from proxy.stores.base import Store
 from proxy.stores.disk import DiskStore
 from proxy.stores.memory import MemoryStore
 from proxy.stores.tiered import TieredStore
+from proxy.tasks import TaskGroup
 from proxy.upstream.base import AttemptObserver, Profile, Timeouts
 from proxy.upstream.config import KeySecret, TransportName, UpstreamConfig
 from proxy.upstream.dispatch import UpstreamSet
@@ -84,6 +87,24 @@ def write_limits(settings: Settings) -> WriteLimits:
         entries=store.write_queue_entries,
         bytes=store.write_queue_bytes,
         compress_above_bytes=store.compress_above_bytes,
+    )
+
+
+def build_dictionaries(
+    settings: Settings,
+    tiers: list[Store],
+    clock: Clock,
+    tasks: TaskGroup,
+    observer: StorageObserver,
+) -> Dictionaries:
+    """Dictionaries in the last tier: it outlives the others, and all share it."""
+    return Dictionaries(
+        tiers[-1],
+        clock,
+        tasks,
+        observer,
+        writing=settings.store.dictionaries,
+        compress_above_bytes=settings.store.compress_above_bytes,
     )
 
 

@@ -15,9 +15,11 @@ from proxy.clock import Clock, SystemClock
 from proxy.core.outcome import Outcome
 from proxy.core.variants import Turns
 from proxy.engine.base import Observer
+from proxy.engine.dictionaries import Dictionaries
 from proxy.engine.entries import Entries
 from proxy.engine.flights import Flights
 from proxy.engine.generations import Generations
+from proxy.engine.item_fetches import Fetches
 from proxy.engine.purging import Purging
 from proxy.engine.refresh import Refreshes
 from proxy.engine.service import CacheService, Lasting
@@ -28,6 +30,7 @@ from proxy.metrics import Metrics, StoreReport, gauge, key_metrics, store_metric
 from proxy.request_log import RequestLog
 from proxy.runtime.build import (
     build_access,
+    build_dictionaries,
     build_forwarder,
     build_policy,
     build_tiers,
@@ -128,10 +131,14 @@ class Runtime:
                 await tier.open()
             except StoreUnavailable as error:
                 log.warning("store %s is not available at start: %s", tier.name, error.message)
-        self._writes = WriteBehind(
-            self._store, self._background, write_limits(self._settings), self.metrics
+        dictionaries = build_dictionaries(
+            self._settings, self._tiers, self.clock, self._background, self.metrics
         )
-        self._lasting = await self._last(self._writes)
+        self._writes = WriteBehind(
+            self._store, self._background, write_limits(self._settings), self.metrics, dictionaries
+        )
+        self._lasting = await self._last(self._writes, dictionaries)
+        dictionaries.start()
         self._writes.start()
         if self._request_log is not None:
             self._background.start(self._request_log.run(), name="request-log")
@@ -186,7 +193,7 @@ class Runtime:
         self._reports = await self.store_reports()
         return self.metrics.exposition()
 
-    async def _last(self, writes: WriteBehind) -> Lasting:
+    async def _last(self, writes: WriteBehind, dictionaries: Dictionaries) -> Lasting:
         """What all configurations of this process share."""
         await self._shared.open()
         generations = Generations(
@@ -199,14 +206,23 @@ class Runtime:
         await generations.open()
         await self._shared.listen()
         entries = Entries(
-            self._store, writes, generations, self.clock, self._background, self.metrics
+            self._store,
+            writes,
+            generations,
+            self.clock,
+            self._background,
+            self.metrics,
+            dictionaries,
         )
         flights = Flights(
             entries, generations, self.clock, self._flying, self.metrics, self._shared.coalescer
         )
-        sweeps = Sweeps(self._tiers, generations, self.clock, self._background)
-        self._purging = Purging(generations, self._store, sweeps, self.clock, self.metrics)
-        return Lasting(entries, generations, flights, Refreshes(flights), Turns())
+        sweeps = Sweeps(self._tiers, generations, self.clock, self._background, dictionaries)
+        self._purging = Purging(
+            generations, self._store, sweeps, self.clock, self.metrics, dictionaries
+        )
+        fetches = Fetches(entries, self._flying, self.metrics, self._shared.coalescer)
+        return Lasting(entries, generations, flights, fetches, Refreshes(flights), Turns())
 
     def _put_in_force(self, settings: Settings) -> None:
         assert self._lasting is not None

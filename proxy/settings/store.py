@@ -138,7 +138,14 @@ class StoreSettings(Section):
         default=10_000, description="Most entries waiting to be written; more are dropped."
     )
     compress_above_bytes: Bytes = Field(
-        default=2048, description="Entries larger than this are compressed."
+        default=2048,
+        description="Entries larger than this are compressed; with a dictionary, smaller ones too.",
+    )
+    dictionaries: bool = Field(
+        default=True,
+        description="Compress chat entries with dictionaries that are trained on them and kept in "
+        "the store: short ones get two to five times smaller. A dictionary holds pieces of the "
+        "answers of all tenants; clients never see one.",
     )
 
     @model_validator(mode="before")

@@ -43,7 +43,12 @@ class Ageing:
         """Let no more than `most` refreshes be under way at once."""
         engine = self.engine
         lasting = Lasting(
-            engine.entries, engine.generations, engine.flights, engine.refreshes, Turns()
+            engine.entries,
+            engine.generations,
+            engine.flights,
+            engine.fetches,
+            engine.refreshes,
+            Turns(),
         )
         policy = CachePolicy(RuleSet((rule,)), max_refreshes=most)
         engine.service = CacheService(policy, lasting, self.upstream, engine.clock, engine.witness)

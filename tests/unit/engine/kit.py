@@ -16,9 +16,11 @@ from proxy.core.rules import Rule
 from proxy.core.variants import Turns
 from proxy.core.wire import Endpoint, Headers
 from proxy.engine.base import Answer, Call
+from proxy.engine.dictionaries import Dictionaries
 from proxy.engine.entries import Entries
 from proxy.engine.flights import Flights
 from proxy.engine.generations import Generations
+from proxy.engine.item_fetches import Fetches
 from proxy.engine.plan import Plan
 from proxy.engine.refresh import Refreshes
 from proxy.engine.service import CachePolicy, CacheService, Lasting
@@ -210,18 +212,32 @@ class Engine:
         self.witness = Witness()
         self.tasks = TaskGroup()
         self.flying = TaskGroup()
-        self.writes = WriteBehind(self.store, self.tasks, limits or WriteLimits(), self.witness)
+        self.dictionaries = Dictionaries(
+            self.store, self.clock, self.tasks, self.witness, writing=False
+        )
+        self.writes = WriteBehind(
+            self.store, self.tasks, limits or WriteLimits(), self.witness, self.dictionaries
+        )
         self.generations = Generations(
             marks or LocalMarkLog(self.clock), self.clock, self.tasks, self.witness
         )
         self.entries = Entries(
-            self.store, self.writes, self.generations, self.clock, self.tasks, self.witness
+            self.store,
+            self.writes,
+            self.generations,
+            self.clock,
+            self.tasks,
+            self.witness,
+            self.dictionaries,
         )
         self.flights = Flights(
             self.entries, self.generations, self.clock, self.flying, self.witness, coalescer
         )
         self.refreshes = Refreshes(self.flights)
-        lasting = Lasting(self.entries, self.generations, self.flights, self.refreshes, Turns())
+        self.fetches = Fetches(self.entries, self.flying, self.witness, coalescer)
+        lasting = Lasting(
+            self.entries, self.generations, self.flights, self.fetches, self.refreshes, Turns()
+        )
         self.service = CacheService(
             CachePolicy(RuleSet((rule,))), lasting, self.forwarder, self.clock, self.witness
         )

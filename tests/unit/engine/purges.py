@@ -8,6 +8,7 @@ from typing import Any
 from proxy.core.codec import decode_meta, encode
 from proxy.core.entry import Entry, Form
 from proxy.core.purge import Purge
+from proxy.engine.dictionaries import Dictionaries
 from proxy.engine.generations import Generations
 from proxy.engine.purging import PurgeReport, Purging
 from proxy.engine.sweeping import Sweeps
@@ -107,8 +108,11 @@ class Parts:
             marks or LocalMarkLog(self.clock), self.clock, self.tasks, Witness()
         )
         tiers = stores or (self.store,)
-        self.sweeps = Sweeps(tiers, self.generations, self.clock, self.tasks)
-        self.purging = Purging(self.generations, self.store, self.sweeps, self.clock, self.counted)
+        dictionaries = Dictionaries(self.store, self.clock, self.tasks, Witness())
+        self.sweeps = Sweeps(tiers, self.generations, self.clock, self.tasks, dictionaries)
+        self.purging = Purging(
+            self.generations, self.store, self.sweeps, self.clock, self.counted, dictionaries
+        )
 
     async def put(self, number: int, *, endpoint: str = "chat", **members: Any) -> Entry:
         """Store an entry that a request of now would make."""
