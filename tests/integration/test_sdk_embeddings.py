@@ -43,7 +43,8 @@ def test_B4_other_input_model_or_dimensions_are_misses(
     sdk = client(proxy())
     embed(sdk)
 
-    assert embed(sdk, input=["birch", "amber"]).x_cache == "MISS"
+    assert embed(sdk, input=["cedar"]).x_cache == "MISS"
+    assert embed(sdk, input=["birch", "amber"]).x_cache == "HIT", "each input is cached by itself"
     assert embed(sdk, model="text-embedding-3-large").x_cache == "MISS"
     assert embed(sdk, dimensions=8).x_cache == "MISS"
     assert embed(sdk).x_cache == "HIT"
