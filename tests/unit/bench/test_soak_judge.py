@@ -144,6 +144,13 @@ def test_a_soft_purge_lets_through_what_is_told_as_stale() -> None:
     assert faults(judge, result()) == [Fault.PURGED]
 
 
+@pytest.mark.parametrize(("before", "expected"), [(100.5, [Fault.PURGED]), (100.1, [])])
+def test_a_purge_by_age_spares_what_is_younger(before: float, expected: list[Fault]) -> None:
+    judge = Judge([call()])
+    judge.purged(Floor(("all", ""), 2, since=100.9, proxy="stays", before=before))
+    assert faults(judge, result()) == expected
+
+
 # ---- lifetimes and the client's wishes ----
 
 
