@@ -10,8 +10,8 @@ import pytest
 
 from proxy.core.tags import normalized_tag
 from proxy.standin import Script
-from tests.integration.contract import Site, chat, error_of, metric, post
-from tests.integration.purges import Operator, settings
+from tests.integration.contract import EMBEDDINGS_PATH, Site, chat, error_of, metric, post
+from tests.integration.purges import RULE, Operator, settings
 
 EVENTS: dict[str, Any] = {
     "model_updated": ["model:{model}"],
@@ -112,6 +112,49 @@ def test_B54_one_entry_by_its_key(operator: Operator, whole: bool, in_path: bool
     assert operator.ask("b") == "HIT"
     assert operator.count(all=True) == 1
     assert operator.ask("a") == "MISS"
+
+
+def test_B54_each_item_of_a_batch_of_embeddings_is_an_entry(operator: Operator) -> None:
+    body = {"model": "text-embedding-3-small", "input": ["a", "b", "c"]}
+
+    def ask() -> str:
+        response = post(
+            operator.proxy, body, path=EMBEDDINGS_PATH, headers={"x-project": "vectors"}
+        )
+        return str(response.headers["x-cache"])
+
+    assert [ask(), ask()] == ["MISS", "HIT"]
+    assert operator.count(endpoint="embeddings") == operator.count(tag="project:vectors") == 3
+    operator.purge(tag="project:vectors")
+    assert operator.count(endpoint="embeddings") == 0
+    assert [ask(), ask()] == ["MISS", "HIT"]
+
+
+def test_B54_an_answer_that_was_stored_from_a_stream_is_purged_in_both_forms(
+    operator: Operator,
+) -> None:
+    operator.fill("a", stream=True)
+    assert operator.ask("a") == "HIT"
+    operator.purge(rule="main")
+    assert operator.ask("a") == "MISS"
+    assert operator.ask("a", stream=True) == "HIT"
+
+
+def test_B54_all_variants_go_with_their_key(site: Site) -> None:
+    rules = [{**RULE, "name": "main", "variants": 3}]
+    operator = Operator(site.asker(settings(cache_settings={"rules": rules})).proxy)
+    assert [operator.ask("a", temperature=1) for _ in range(4)] == ["MISS", "MISS", "MISS", "HIT"]
+    assert operator.count(all=True) == 3
+    response = operator.send(
+        "POST",
+        "/admin/explain",
+        json=chat("a", temperature=1),
+        headers={"authorization": "Bearer sk-test"},
+    )
+    operator.purge(key=response.json()["store_key"])
+    assert operator.count(all=True) == 0
+    assert operator.ask("a", temperature=1) == "MISS"
+    operator.close()
 
 
 def test_B54_a_hit_that_was_repeated_byte_for_byte_is_purged_too(operator: Operator) -> None:
