@@ -52,7 +52,7 @@ class HotAnswer:
 class HotTable:
     """Requests as received, and how they were answered; bounded in bytes, the oldest go first.
 
-    All of it goes at once when the settings change, or an entry is replaced before its time.
+    All of it goes at once when the settings change.
     """
 
     def __init__(self, runtime: Runtime, max_bytes: int) -> None:
@@ -60,7 +60,6 @@ class HotTable:
         self._max_bytes = max_bytes
         # Weak: settings that were replaced have connections to close once nobody holds on to them.
         self._snapshot: weakref.ref[Snapshot] | None = None
-        self._replacements = 0
         self._answers: dict[bytes, HotAnswer] = {}
         self._bytes = 0
 
@@ -75,7 +74,7 @@ class HotTable:
             return None
         now = self._runtime.clock.wall()
         entry = hot.repeatable
-        if now >= entry.repeats_until:
+        if now >= entry.repeats_until or snapshot.service.version(entry.key) != entry.version:
             self._forget(request)
             return None
         outcome = entry.outcome.repeated(
@@ -117,12 +116,10 @@ class HotTable:
             self._forget(next(iter(self._answers)))
 
     def _is_outdated(self, snapshot: Snapshot) -> bool:
-        is_same = self._snapshot is not None and self._snapshot() is snapshot
-        return not is_same or snapshot.service.replacements != self._replacements
+        return self._snapshot is None or self._snapshot() is not snapshot
 
     def _begin(self, snapshot: Snapshot) -> None:
         self._snapshot = weakref.ref(snapshot)
-        self._replacements = snapshot.service.replacements
         self._answers = {}
         self._bytes = 0
 

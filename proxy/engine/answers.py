@@ -19,12 +19,13 @@ def hit_answer(
     *,
     repeats: bool,
     repeats_until: float = 0.0,
+    version: int = 0,
     with_key: bool,
 ) -> Answer:
     """The stored answer in the form asked for, with its own request id and the outcome.
 
     `repeats` says that the body would be the same for the same request again, until
-    `repeats_until` (wall-clock seconds).
+    `repeats_until` (wall-clock seconds), while its key has this `version`.
     """
     same: HeaderList = [(b"content-type", rendered.content_type)]
     same += [pair for pair in entry.headers if pair[0] != b"content-type"]
@@ -38,7 +39,14 @@ def hit_answer(
     repeatable = None
     if repeats:
         repeatable = Repeatable(
-            entry.stored_at, entry.fresh_until, repeats_until, outcome, tuple(same), with_key
+            entry.key,
+            version,
+            entry.stored_at,
+            entry.fresh_until,
+            repeats_until,
+            outcome,
+            tuple(same),
+            with_key,
         )
     return Answer(entry.status, headers, rendered.body, repeatable)
 

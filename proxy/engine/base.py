@@ -40,10 +40,13 @@ class BodyStream(Protocol):
 class Repeatable:
     """What it takes to give a hit's answer again, until the wall time `repeats_until`.
 
+    Not once the entry's `key` has another `version` than it had.
     `headers` are those that stay the same; the rest is rendered from `outcome`. The other times
     are the entry's own; the entry itself is not held, its payload stands in the answer.
     """
 
+    key: str
+    version: int
     stored_at: float
     fresh_until: float
     repeats_until: float

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeAlias, assert_never
+from typing import Final, TypeAlias, assert_never
 
 from proxy.clock import Clock
 from proxy.core.codec import decode
@@ -22,6 +22,8 @@ from proxy.tasks import TaskGroup
 
 Fetch: TypeAlias = Callable[[Sequence[str]], Awaitable[list[bytes | None]]]
 
+# How many keys have a version of their own; with more, all begin anew.
+_MOST_VERSIONS: Final = 10_000
 # Above this, decoding is done in a thread: it may have to decompress.
 _INLINE_BYTES = 64 * 1024
 
@@ -46,15 +48,26 @@ class Entries:
         self._tasks = tasks
         self._observer = observer
         self._dictionaries = dictionaries
-        self._replaced = 0
+        self._versions: dict[str, int] = {}
+        self._version = 0
+        self._base = 0
 
-    @property
-    def replacements(self) -> int:
-        """Grows when an entry was stored where a fresh one may have been, and with every purge.
+    def version(self, key: str) -> int:
+        """Another number when what was found under `key` may be out of date before its time.
 
-        What repeats an answer without asking for its entry has to ask again when this changes.
+        That is when an entry was stored where a fresh one may have been, and with every purge. What
+        repeats an answer without asking for its entry has to ask again then.
         """
-        return self._replaced + self._generations.changes
+        return self._generations.changes + self._versions.get(key, self._base)
+
+    def _replaced(self, key: str) -> None:
+        # Each is above all that were given before, so that sums of two never meet again.
+        self._version += 1
+        if len(self._versions) >= _MOST_VERSIONS:
+            self._versions.clear()
+            self._base = self._version
+            self._version += 1
+        self._versions[key] = self._version
 
     def get_now(self, key: str) -> Entry | None:
         """The entry if it can be had without waiting; None where `get` has to be asked."""
@@ -86,7 +99,8 @@ class Entries:
     async def get_latest(self, key: str) -> Entry | MissReason:
         """The same, past copies of this worker: what all who share the store see."""
         found = await self._fetched(key, self._store.get_latest)
-        self._replaced += not self._is_outdated(found)
+        if not self._is_outdated(found):
+            self._replaced(key)
         return found
 
     async def _get(self, key: str) -> Entry | MissReason:
@@ -162,7 +176,7 @@ class Entries:
         """Queue the entry; False where it was dropped. `replaces`: a fresh one may be there."""
         queued = self._writes.put(entry)
         if queued and replaces:
-            self._replaced += 1
+            self._replaced(entry.key)
         return queued
 
     async def settled(self, keys: Sequence[str]) -> None:

@@ -98,10 +98,9 @@ class CacheService:
         )
         self._sharing = Sharing(lasting.flights, self._leader, clock, observer)
 
-    @property
-    def replacements(self) -> int:
-        """Changes when an entry was replaced before its time: answers given may be out of date."""
-        return self._entries.replacements
+    def version(self, key: str) -> int:
+        """Another number when an answer from the entry under `key` may be out of date."""
+        return self._entries.version(key)
 
     async def begin(self, call: Call) -> Answer | Plan:
         """The answer, if it is a hit that needs no waiting; else the plan for `finish`.
@@ -289,6 +288,7 @@ class CacheService:
             outcome,
             repeats=is_same and now < repeats_until and self._entries.is_stored(store_key),
             repeats_until=repeats_until,
+            version=self._entries.version(store_key),
             with_key=self._shows_key(plan.call),
         )
 

@@ -369,7 +369,7 @@ async def test_B13_no_cache_asks_for_everything_anew_and_stores_it(worker: Worke
     assert worker.upstream.sent == [["a", "b"], ["a", "b"]]
     assert told(answer, b"cache-status").startswith("magic-proxy; fwd=request; fwd-status=200")
     assert told(await worker.ask(["a", "b"]), b"age") == "0"
-    assert worker.entries.replacements == 2
+    assert worker.entries.version(next(iter(worker.store.values))) > 0
 
 
 async def test_B13_no_store_takes_hits_and_stores_nothing(worker: Worker) -> None:
