@@ -9,7 +9,8 @@ from typing import Any, Final
 
 import orjson
 
-from proxy.core.sse import SseEvent, SseParser
+from proxy.core.splice import set_members
+from proxy.core.sse import EventTooLarge, SseEvent, SseParser
 from proxy.errors import UpstreamProtocolError
 
 # What differs between two answers that say the same.
@@ -17,50 +18,89 @@ _NAMES: Final = ("id", "created", "system_fingerprint", "service_tier", "obfusca
 _RENAMED: Final = ("id", "created")
 
 
+class WholeEvents:
+    """Passes a stream byte for byte, but only up to the end of an event: so it can be resumed."""
+
+    def __init__(self) -> None:
+        self._parser: SseParser | None = SseParser()
+
+    def feed(self, raw: bytes) -> bytes:
+        """The bytes of the events that `raw` finishes."""
+        if self._parser is None:
+            return raw
+        try:
+            events = self._parser.feed(raw)
+        except EventTooLarge as error:
+            # No more is to be held back; such a stream can't be resumed, nor is it stored.
+            self._parser = None
+            return error.unread
+        if len(events) == 1:
+            return events[0].raw
+        return b"".join([event.raw for event in events])
+
+    def flush(self) -> bytes:
+        """What is held of an event that did not end."""
+        return b"" if self._parser is None else self._parser.pending
+
+
 class Resumption:
     """Takes the new stream, and gives what comes after the part that was handed on.
 
-    `begun` are the bytes handed on, which may end inside an event.
+    `begun` are the bytes handed on. Raises `UpstreamProtocolError` where they end inside an event.
     """
 
     def __init__(self, begun: bytes) -> None:
         parser = SseParser(max_event_bytes=max(len(begun), 1))
-        self._expected = parser.feed(begun)
-        self._cut = parser.pending
+        events = parser.feed(begun)
+        if not parser.at_boundary:
+            raise UpstreamProtocolError(
+                "The worker that asked for this answer died in the middle of an event."
+            )
+        # Comments come when they come: what keeps a connection alive is no part of an answer.
+        self._expected = [event for event in events if event.data or event.event]
         self._names = _names(self._expected)
         self._parser = SseParser()
         self._met = 0
 
     def feed(self, plain: bytes) -> bytes:
         """The bytes that go on after `begun`; `UpstreamProtocolError` where the answers differ."""
-        return b"".join([self._next(event) for event in self._parser.feed(plain)])
+        try:
+            events = self._parser.feed(plain)
+        except EventTooLarge as error:
+            raise UpstreamProtocolError("An event of the new answer is too long.") from error
+        return b"".join([self._next(event) for event in events])
+
+    def finish(self) -> bytes:
+        """What is left when the new stream is at its end.
+
+        `UpstreamProtocolError` where that came before all that was handed on.
+        """
+        if self._met < len(self._expected):
+            raise _differs()
+        return self._parser.pending
 
     def _next(self, event: SseEvent) -> bytes:
-        if self._met < len(self._expected):
+        if self._met == len(self._expected):
+            return self._renamed(event)
+        if event.data or event.event:
             expected = self._expected[self._met]
             self._met += 1
             if (event.event, _said(event.data)) != (expected.event, _said(expected.data)):
-                raise UpstreamProtocolError(
-                    "The worker that asked for this answer died, and a new answer differs."
-                )
-            return b""
-        raw = self._renamed(event)
-        if self._cut:
-            cut, self._cut = self._cut, b""
-            if not raw.startswith(cut):
-                raise UpstreamProtocolError(
-                    "The worker that asked for this answer died in the middle of an event."
-                )
-            return raw[len(cut) :]
-        return raw
+                raise _differs()
+        return b""
 
     def _renamed(self, event: SseEvent) -> bytes:
         chunk = _object(event.data)
-        if chunk is None or not self._names:
+        if chunk is None or event.data not in event.raw:  # data over several lines stays as it is
             return event.raw
-        chunk.update({name: value for name, value in self._names.items() if name in chunk})
-        name = b"event: " + event.event + b"\n" if event.event else b""
-        return name + b"data: " + orjson.dumps(chunk) + b"\n\n"
+        names = {name: value for name, value in self._names.items() if name in chunk}
+        return event.raw.replace(event.data, set_members(event.data, names), 1)
+
+
+def _differs() -> UpstreamProtocolError:
+    return UpstreamProtocolError(
+        "The worker that asked for this answer died, and a new answer differs."
+    )
 
 
 def _names(events: list[SseEvent]) -> dict[str, Any]:

@@ -59,8 +59,8 @@ class Account:
         """What is known by now of the answer's worth; storing is the leader's merit alone."""
         settlement = flight.settlement
         if self._collapsed:
-            told = flight.entry or settlement
-            self._changes["usage"] = told.usage if told is not None else None
+            told = flight.entry or settlement or flight
+            self._changes["usage"] = told.usage
         elif settlement is not None:
             not_stored = settlement.not_stored
             self._changes |= {

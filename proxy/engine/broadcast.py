@@ -1,11 +1,13 @@
 """One body for many readers: each at its own pace, from the first byte, within bounds (B43).
 
-The source waits for the fastest reader, so that nobody slows another down. What is read by all is
-let go once nobody new may begin; a reader that falls farther behind than the buffer holds is cut
-off with an error.
+The source waits for the fastest reader, so that nobody slows another down; for none where somebody
+waits for the end. What is read by all is let go once nobody new may begin; a reader that falls
+farther behind than the buffer holds is cut off with an error.
 """
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -41,6 +43,8 @@ class Broadcast:
         self._held = 0
         self._readers: set[Reader] = set()
         self._source: asyncio.Future[None] | None = None
+        self._hurries = 0
+        self._has_patience = True
         self._closed = False
         self.error: ProxyError | None = None
         self.terminal: int | None = None
@@ -94,14 +98,38 @@ class Broadcast:
         """All that is held."""
         return b"".join([piece.whole for piece in self._pieces])
 
-    async def room(self) -> None:
-        """Return when the fastest reader is near enough; at once where nobody reads."""
-        while self._readers and not self._is_near():
+    async def room(self, patience_seconds: float | None = None) -> None:
+        """Return when the fastest reader is near enough; at once where nobody reads.
+
+        Where somebody may wait for the end who is not known here, readers are waited for no longer
+        than `patience_seconds`, once, as long as all is held.
+        """
+        limit = patience_seconds if self._keeps else None
+        if self._may_go_on() or (limit is not None and not self._has_patience):
+            return
+        try:
+            async with asyncio.timeout(limit):
+                await self._near()
+        except TimeoutError:
+            self._has_patience = False
+
+    async def _near(self) -> None:
+        while not self._may_go_on():
             self._source = asyncio.get_running_loop().create_future()
             try:
                 await self._source
             finally:
                 self._source = None
+
+    @contextmanager
+    def hurried(self) -> Iterator[None]:
+        """While somebody waits for the end, and reads nothing."""
+        self._hurries += 1
+        self._move_on()
+        try:
+            yield
+        finally:
+            self._hurries -= 1
 
     # What follows is for readers.
 
@@ -138,6 +166,8 @@ class Broadcast:
         return sum(len(piece.whole) for piece in ahead) < self._ahead_bytes
 
     def _fastest(self) -> int:
+        if self._hurries:
+            return self.end
         return max((reader.number for reader in self._readers), default=self.end)
 
     def _let_go(self) -> None:
@@ -155,11 +185,11 @@ class Broadcast:
             self._held -= dropped
 
     def _move_on(self) -> None:
-        if self._source is not None and not self._source.done() and self._is_near_or_alone():
+        if self._source is not None and not self._source.done() and self._may_go_on():
             self._source.set_result(None)
 
-    def _is_near_or_alone(self) -> bool:
-        return not self._readers or self._is_near()
+    def _may_go_on(self) -> bool:
+        return not self._readers or self._hurries > 0 or self._is_near()
 
     def _wake(self) -> None:
         for reader in self._readers:

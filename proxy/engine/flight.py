@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from proxy.coalesce.base import FlightEnd
-from proxy.core.entry import Entry
+from proxy.core.entry import Entry, Usage
 from proxy.core.wire import Headers
 from proxy.engine.broadcast import Broadcast
+from proxy.engine.feed import Feed
 from proxy.engine.plan import Plan
 from proxy.errors import ProxyError, UpstreamError
 
@@ -49,11 +50,19 @@ class Flight:
     """The shared state of one upstream request; its task feeds it, participants read it.
 
     `key` is the store key, or None where the answer is nobody else's and never stored.
-    `settlement` is set by this process's own upstream request, `entry` once it was stored.
+    `settlement` is set by this process's own upstream request, `entry` once there is one, stored or
+    not. `refreshes`: it is wanted with nobody waiting.
     """
 
     def __init__(
-        self, plan: Plan, key: str | None, *, shared: bool, finishes: bool, stored_at: float
+        self,
+        plan: Plan,
+        key: str | None,
+        *,
+        shared: bool,
+        finishes: bool,
+        stored_at: float,
+        refreshes: bool = False,
     ) -> None:
         self.plan = plan
         self.key = key if key is not None else ""
@@ -66,11 +75,21 @@ class Flight:
         self.body = Broadcast(max_bytes=self.max_bytes, keeps=shared)
         self.settlement: Settlement | None = None
         self.entry: Entry | None = None
+        self.usage: Usage | None = None
+        """What a leader elsewhere said that the answer cost."""
         self.end: FlightEnd | None = None
         self.on_absent = False
         """True where there was no entry at all when it began."""
+        self.patience_seconds: float | None = None
+        """How long a reader may hold up the source, where others elsewhere may wait for the end."""
+        self.asks_others = False
+        """Whether other workers and replicas are asked who leads."""
+        self.is_asked = False
+        """True once this process has begun to ask the upstream."""
         self.collapsed = False
         """True where another process asked the upstream."""
+        self.wanted_live = asyncio.Event()
+        """Somebody wants it as a stream."""
         self.task: asyncio.Task[None] | None = None
         self.sharing: asyncio.Task[None] | None = None
         """Publishes to followers elsewhere, where there are any."""
@@ -78,9 +97,11 @@ class Flight:
         self.is_told = False
         """True once it landed while the client that began it waited: its outcome tells the rest."""
         self._finishes = finishes
+        self._refreshes = refreshes
         self._participants = 0
         self._led = False
         self._head: Head | None = None
+        self._feed: Feed | None = None
         self._error: ProxyError | None = None
         self._headed = asyncio.Event()
         self._landed = asyncio.Event()
@@ -109,9 +130,28 @@ class Flight:
 
     # What its source says.
 
+    @property
+    def is_streaming(self) -> bool:
+        """True once it was told that the body comes piece by piece: there is no way back."""
+        return self._feed is not None
+
+    @property
+    def feed(self) -> Feed:
+        """Where the pieces of a stream go that has begun."""
+        assert self._feed is not None
+        return self._feed
+
     def begin(self, head: Head) -> None:
-        """The head is known."""
+        """The head is known. Where a stream has begun already, this one goes on with it.
+
+        Raises `UpstreamProtocolError` where it can't.
+        """
+        if self._feed is not None:
+            self._feed.resume(has_usage=head.has_usage)
+            return
         self._head = head
+        if head.is_stream:
+            self._feed = Feed(self.body, has_usage=head.has_usage, trims=head.trims)
         self._headed.set()
 
     async def reading(self) -> None:
@@ -119,7 +159,10 @@ class Flight:
         await asyncio.sleep(0)  # they were woken before, and wait for nothing between
 
     def land(self, end: FlightEnd, entry: Entry | None = None) -> None:
-        """What becomes of the work is known, once; participants that wait for it go on."""
+        """What becomes of the work is known, once; participants that wait for it go on.
+
+        `entry` is what they get, also where it could not be stored.
+        """
         if self.end is None:
             self.end = end
             self.entry = entry
@@ -161,10 +204,15 @@ class Flight:
         """True while no client waits for it."""
         return self._participants == 0
 
-    def board(self, *, leads: bool) -> None:
-        """One more waits for this flight; `leads` where the request that goes upstream is its."""
+    def board(self, *, leads: bool, streams: bool) -> None:
+        """One more waits for this flight.
+
+        `leads` where the request that goes upstream is its, `streams` where it wants a stream.
+        """
         self._participants += 1
         self._led = self._led or leads
+        if streams:
+            self.wanted_live.set()
 
     def follow(self) -> None:
         """Whoever led is told of another's request upstream: the one of this flight is nobody's."""
@@ -174,11 +222,29 @@ class Flight:
         """One waits no more; with the last one the work may lose its point."""
         self._participants -= 1
         self._led = self._led and not leads
+        if leads and self.settlement is not None and not self.settlement.is_judged:
+            self.is_told = False
+        self.reconsider()
+
+    def reconsider(self) -> None:
+        """Give the work up if it has lost its point."""
         if self._participants == 0 and not self._goes_on() and self.task is not None:
             self.task.cancel()
 
+    @property
+    def is_shared_elsewhere(self) -> bool:
+        """True while another worker or replica reads along."""
+        return self.sharing is not None and not self.sharing.done()
+
     def _goes_on(self) -> bool:
-        """Whether the work is worth its end with nobody waiting: only for an entry (B42)."""
+        """Whether the work is worth its end with nobody waiting here.
+
+        Only what is asked of the upstream is, and only for an entry or for others (B41, B42).
+        """
+        if self.is_shared_elsewhere:
+            return True
         if self.end is not None or not self._finishes:
             return False
+        if not self.is_asked:
+            return self._refreshes
         return self.settlement is None or self.settlement.records

@@ -25,6 +25,8 @@ from proxy.tasks import TaskGroup
 log = logging.getLogger("magic_proxy.flights")
 
 TASK = "flight"
+# For how long a client that does not read may hold up others elsewhere, who wait for the entry.
+_PATIENCE_SECONDS = 5.0
 
 
 class Errand(StrEnum):
@@ -103,11 +105,18 @@ class Flights:
         rule = plan.derivation.rule
         joins = finishes = False
         if key is not None and rule is not None and not plan.control.no_store:
-            joins = errand in _JOINABLE and rule.coalesce is not Coalescing.OFF
+            shares = rule.coalesce is not Coalescing.OFF and rule.ttl_seconds > 0
+            joins = errand in _JOINABLE and shares
             finishes = errand is Errand.REFRESH or rule.on_disconnect is OnDisconnect.FINISH
         now = self._clock.wall()
-        flight = Flight(plan, key, shared=joins, finishes=finishes, stored_at=now)
-        if joins:
+        refreshes = errand is Errand.REFRESH
+        flight = Flight(
+            plan, key, shared=joins, finishes=finishes, refreshes=refreshes, stored_at=now
+        )
+        if joins and rule is not None:
+            # Where an older one is under way that can't be joined, its lease is held here.
+            is_first = flight.key not in self._table
+            flight.asks_others = is_first and rule.coalesce is Coalescing.SHARED
             self._table[flight.key] = flight
         flight.task = self._tasks.start(self._fly(flight, leader, errand), name=TASK)
         flight.task.add_done_callback(lambda _: self._ended(flight, errand))
@@ -140,8 +149,9 @@ class Flights:
         """
         while (got := await self._claim(flight)) is not None:
             if not isinstance(got, Followed):
-                got.when_wanted(lambda: self._share(flight, leases[0]))
                 leases.append(got)
+                flight.patience_seconds = _PATIENCE_SECONDS
+                got.when_wanted(lambda: self._share(flight, leases[0]))
                 return False
             flight.collapsed = True
             end = await self._follow(flight, got)
@@ -153,10 +163,7 @@ class Flights:
         return False
 
     async def _claim(self, flight: Flight) -> Lease | Followed | None:
-        rule = flight.plan.derivation.rule
-        if self._coalescer is None or not flight.shared or rule is None:
-            return None
-        if rule.coalesce is not Coalescing.SHARED:
+        if self._coalescer is None or not flight.asks_others:
             return None
         try:
             (got,) = await self._coalescer.acquire([flight.key])
@@ -166,16 +173,22 @@ class Flights:
 
     async def _follow(self, flight: Flight, followed: Followed) -> FlightEnd:
         try:
-            end = await Following(flight, followed, self._generations).run()
+            end = await Following(flight, followed, self._generations, self._tasks).run()
         except StoreError:
             return FlightEnd.FAILED
-        if end is FlightEnd.FAILED and flight.body.begun:
+        if end is FlightEnd.FAILED and flight.is_streaming:
             raise UpstreamProtocolError("The answer broke off upstream.")
         if end is FlightEnd.STORED or end is FlightEnd.UNCACHEABLE:
             found = await self._entries.get_latest(flight.key) if end is FlightEnd.STORED else None
-            flight.body.close()
             # An older one is what is there where the leader's could not be kept after all.
-            if isinstance(found, Entry) and is_fresh(found, self._clock.wall()):
+            is_there = isinstance(found, Entry) and is_fresh(found, self._clock.wall())
+            if end is FlightEnd.STORED and not is_there and not flight.is_streaming:
+                return FlightEnd.FAILED
+            if flight.is_streaming:
+                flight.feed.finish()
+            else:
+                flight.body.close()
+            if isinstance(found, Entry) and is_there:
                 flight.land(FlightEnd.STORED, found)
             else:
                 flight.land(FlightEnd.UNCACHEABLE)
@@ -183,8 +196,9 @@ class Flights:
 
     def _share(self, flight: Flight, lease: Lease) -> None:
         """Somebody elsewhere follows: let them have what we get."""
-        if flight.sharing is None:
+        if flight.sharing is None and flight.end is None:
             flight.sharing = self._tasks.start(share(flight, lease), name="flight-share")
+            flight.sharing.add_done_callback(lambda _: flight.reconsider())
 
     def _landed(self, flight: Flight, lease: Lease | None) -> None:
         """Take the flight out of the table, once; tell those who look up and those elsewhere."""

@@ -10,8 +10,7 @@ from proxy.clock import Clock
 from proxy.coalesce.base import FlightEnd
 from proxy.core.coding import Decoder, UnreadableCoding, decoder, readable_accept_encoding
 from proxy.core.entry import Usage
-from proxy.core.recording import NotStored, Recording, StreamRecorder, UsageFilter, judge_json
-from proxy.core.resume import Resumption
+from proxy.core.recording import NotStored, Recording, StreamRecorder, judge_json
 from proxy.core.transcript import read_usage
 from proxy.core.wire import Headers
 from proxy.engine.broadcast import Piece
@@ -25,6 +24,8 @@ from proxy.upstream.base import Exchange, Forwarder, Outgoing
 
 # A longer body is decoded and parsed, and a longer recording judged, in a thread.
 _INLINE_BYTES = 128 * 1024
+_FIRST_ERROR = 400
+_OTHER_FORM = "The worker that asked for this answer died, and a new one came in another form."
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class Leader:
         """
         plan = flight.plan
         began = self.clock.monotonic()
+        flight.is_asked = True
         exchange = await self.forwarder.send(plan.chain, _outgoing(plan, flight.store_key))
         try:
             flight.settlement = settlement = Settlement(
@@ -64,8 +66,6 @@ class Leader:
             )
             if _media_type(exchange.response.headers) == b"text/event-stream":
                 await _Stream(flight, settlement, landed).relay()
-            elif flight.body.begun:
-                raise UpstreamProtocolError("The leader died, and the answer came in another form.")
             else:
                 await _whole(flight, settlement, landed)
         finally:
@@ -93,13 +93,6 @@ class _Stream:
         self._decoder = _decoder(exchange)
         # In the client's own coding the bytes go through untouched where nobody else reads them.
         self._plain = self._decoder is not None and (flight.store_key is not None)
-        wants = settlement.plan.wanted.include_usage
-        self._has_usage = exchange.usage_requested or wants
-        # Where the client asked for usage itself, those who did not filter it out for themselves.
-        trims = exchange.usage_requested and not wants and self._plain
-        self._filter = UsageFilter() if trims else None
-        begun = flight.body.whole() if flight.body.begun else None
-        self._resumption = Resumption(begun) if begun is not None else None
         self._recorded_bytes = 0
         self._judged = False
 
@@ -111,16 +104,16 @@ class _Stream:
         try:
             async for raw in response.aiter_raw():
                 await self._take(raw)
-                if flight.is_unattended and self._recorder.is_refused:
-                    break  # nobody waits, and nothing can come of it
-                await flight.body.room()
+                if self._is_worthless and flight.is_unattended and not flight.is_shared_elsewhere:
+                    flight.abandon()  # whoever comes at this moment must not get half of it
+                    break
+                await flight.body.room(flight.patience_seconds)
         except UpstreamError:
             await self._judge(ended_well=False)
             raise
-        if self._filter is not None and (rest := self._filter.flush()):
-            flight.body.append(Piece(b"", rest))
         await self._judge(ended_well=True)
-        flight.body.close()
+        if not flight.body.closed:
+            flight.feed.finish()
         self._land()
 
     def _head(self) -> Head:
@@ -128,34 +121,38 @@ class _Stream:
         headers = exchange.response.headers
         if self._plain:
             headers = tuple(pair for pair in headers if pair[0].lower() != b"content-encoding")
+        wants = self._settlement.plan.wanted.include_usage
         return Head(
             status=exchange.response.status,
             headers=headers,
             is_stream=True,
             upstream=exchange.upstream,
-            has_usage=self._has_usage,
-            trims=self._filter is not None,
-            is_opaque=self._coded and not self._plain,
+            has_usage=(exchange.usage_requested or wants) and not self._is_opaque,
+            # Where the client asked for usage itself, others filter it out for themselves.
+            trims=exchange.usage_requested and not wants and self._plain,
+            is_opaque=self._is_opaque,
         )
+
+    @property
+    def _is_opaque(self) -> bool:
+        return self._coded and not self._plain
+
+    @property
+    def _is_worthless(self) -> bool:
+        """True once it is known that nothing will be stored."""
+        return self._decoder is None or self._recorder.is_refused
 
     async def _take(self, raw: bytes) -> None:
         plain = self._read_along(raw)
         terminal = self._recorder.saw_terminal
         if terminal:
             await self._judge(ended_well=True)
-        whole = plain if self._plain else raw
-        if self._resumption is not None:
-            whole = plain = self._resumption.feed(plain)
-        trimmed = self._filter.feed(plain) if self._filter is not None else whole
-        if whole or trimmed:
-            self._flight.body.append(Piece(whole, trimmed), terminal=terminal)
-        if terminal:
-            self._land()
+        self._flight.feed.take(plain if self._plain else raw, terminal=terminal)
+        if terminal or self._is_worthless:
+            self._land()  # who waits for the entry need not wait for the rest
 
     def _land(self) -> None:
-        settlement = self._settlement
-        end = FlightEnd.STORED if settlement.entry is not None else FlightEnd.UNCACHEABLE
-        self._flight.land(end, settlement.entry)
+        _land(self._flight, self._settlement)
         self._landed()
 
     def _read_along(self, raw: bytes) -> bytes:
@@ -200,11 +197,24 @@ async def _whole(flight: Flight, settlement: Settlement, landed: Callable[[], No
     else:
         judged = await asyncio.to_thread(_judged, settlement, body)
     settlement.judge(judged.verdict, judged.usage)
-    flight.begin(_json_head(settlement, body, judged.plain))
-    flight.body.close()
-    end = FlightEnd.STORED if settlement.entry is not None else FlightEnd.UNCACHEABLE
-    flight.land(end, settlement.entry)
+    if flight.is_streaming:
+        flight.body.close(UpstreamProtocolError(_OTHER_FORM))
+    else:
+        flight.begin(_json_head(settlement, body, judged.plain))
+        flight.body.close()
+    _land(flight, settlement)
     landed()
+
+
+def _land(flight: Flight, settlement: Settlement) -> None:
+    """What all who follow are to make of it."""
+    if settlement.stored:
+        flight.land(FlightEnd.STORED, settlement.entry)
+    elif settlement.entry is not None or settlement.exchange.response.status >= _FIRST_ERROR:
+        # Others need not go one by one: the next answer may be a good one, or be kept.
+        flight.land(FlightEnd.FAILED, settlement.entry)
+    else:
+        flight.land(FlightEnd.UNCACHEABLE)
 
 
 async def _overlong(
@@ -215,6 +225,8 @@ async def _overlong(
     rest: AsyncIterator[bytes],
 ) -> None:
     settlement.judge(NotStored.TOO_LARGE, None)
+    if flight.is_streaming:
+        raise UpstreamProtocolError(_OTHER_FORM)
     flight.begin(_json_head(settlement, None, None))
     # Those who follow go alone, and the leader's client is the only one that gets this body.
     flight.land(FlightEnd.UNCACHEABLE)

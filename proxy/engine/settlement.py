@@ -52,6 +52,11 @@ class Settlement:
         self._judged = False
 
     @property
+    def is_judged(self) -> bool:
+        """True once all is known: usage, and whether it is stored."""
+        return self._judged
+
+    @property
     def records(self) -> bool:
         """True where the answer can still become an entry."""
         return self._store_key is not None and self._refusal is None
@@ -84,15 +89,15 @@ class Settlement:
         rule, key = self.plan.derivation.rule, self._store_key
         assert rule is not None
         assert key is not None
-        if self._void():
-            return NotStored.LEASE_LOST
         now = self._clock.wall()
         took = self._clock.monotonic() - self._began
         entry = entry_of(
             self.plan, rule, self.exchange, recording, store_key=key, now=now, took=took
         )
         self.ttl_seconds = entry.fresh_until - now
+        self.entry = entry
+        if self._void():
+            return NotStored.LEASE_LOST
         if not self._entries.put(entry, replaces=self._replaces):
             return NotStored.QUEUE_FULL
-        self.entry = entry
         return None

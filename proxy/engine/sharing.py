@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from proxy.clock import Clock
 from proxy.coalesce.base import FlightEnd
 from proxy.core.cache_status import outcome_headers
+from proxy.core.entry import Entry
 from proxy.core.outcome import MissReason, Outcome
 from proxy.core.recording import UsageFilter
 from proxy.core.replay import Wanted, render
@@ -25,7 +26,7 @@ _MOST_FLIGHTS = 2
 _INLINE_BYTES = 64 * 1024
 _TRIED_AGAIN = frozenset({FlightEnd.FAILED, FlightEnd.ABANDONED})
 # Of the leader's own call; and a shared body goes out without its coding.
-_LEADERS_OWN = frozenset({b"x-request-id", b"content-encoding"})
+_LEADERS_OWN = frozenset({b"x-request-id", b"content-encoding", b"set-cookie"})
 _FIRST_ERROR = 400
 _TOO_MANY_REQUESTS = 429
 _FIRST_FAULT = 500
@@ -86,7 +87,7 @@ class _Part:
 
     async def aboard(self, flight: Flight, *, leads: bool) -> Answer | None:
         """The answer from this flight; None where it has none for this client."""
-        flight.board(leads=leads)
+        flight.board(leads=leads, streams=self._plan.wanted.stream)
         try:
             answer = await self._answer(flight, leads=leads)
         except BaseException:  # cancellation too: the flight must know that one less waits
@@ -106,10 +107,9 @@ class _Part:
         lacks_usage = head is not None and head.is_stream and not head.has_usage
         if lacks_usage and self._plan.wanted.include_usage:
             return None  # nor will the entry have it
-        end = await flight.landed()
-        if end is FlightEnd.STORED:
-            return await self._from_entry(flight, head)
-        return None
+        with flight.body.hurried():
+            await flight.landed()
+        return None if flight.entry is None else await self._from_entry(flight.entry, flight, head)
 
     def _takes(self, flight: Flight, head: Head) -> bool:
         """Whether a follower can have the answer as it comes."""
@@ -146,9 +146,8 @@ class _Part:
             told.append((b"x-request-id", outcome.request_id.encode("ascii")))
         return [*told, *outcome_headers(outcome, with_key=self._with_key)]
 
-    async def _from_entry(self, flight: Flight, head: Head | None) -> Answer | None:
-        entry, plan = flight.entry, self._plan
-        assert entry is not None, "a flight is stored with its entry"
+    async def _from_entry(self, entry: Entry, flight: Flight, head: Head | None) -> Answer | None:
+        plan = self._plan
         if len(entry.payload) <= _INLINE_BYTES:
             rendered = render(entry, plan.call.endpoint, plan.wanted)
         else:
