@@ -8,14 +8,13 @@ from typing import Any, assert_never
 
 import orjson
 
+from proxy.core.embeddings import is_vector
 from proxy.core.entry import Form, Usage
 from proxy.core.sse import DEFAULT_MAX_EVENT_BYTES, EventTooLarge, SseEvent, SseParser
 from proxy.core.transcript import NotAChunk, NotAssemblable, Transcript, read_usage
 from proxy.core.wire import Endpoint
 
 DONE = b"[DONE]"
-
-_NUMBERS = frozenset({int, float})
 
 
 class NotStored(StrEnum):
@@ -168,7 +167,7 @@ def _judge_embeddings(answer: dict[str, Any], items: int | None) -> NotStored | 
     vectors = answer.get("data")
     if not isinstance(vectors, list):
         return NotStored.UNPARSABLE
-    if not all(isinstance(vector, dict) and _is_vector(vector) for vector in vectors):
+    if not all(isinstance(row, dict) and is_vector(row.get("embedding")) for row in vectors):
         return NotStored.UNPARSABLE
     if len({type(vector["embedding"]) for vector in vectors}) > 1:
         return NotStored.UNPARSABLE
@@ -177,14 +176,6 @@ def _judge_embeddings(answer: dict[str, Any], items: int | None) -> NotStored | 
     if not all(type(index) is int for index in indices) or sorted(indices) != list(range(count)):
         return NotStored.ITEM_COUNT
     return None
-
-
-def _is_vector(vector: dict[str, Any]) -> bool:
-    """Whether it holds numbers only: some servers write null for a NaN, or nothing at all."""
-    embedding = vector.get("embedding")
-    if not isinstance(embedding, list | str) or not embedding:
-        return False
-    return isinstance(embedding, str) or _NUMBERS.issuperset(map(type, embedding))
 
 
 class StreamRecorder:

@@ -98,7 +98,9 @@ class BatchAnswers:
         outcome = replace(
             outcome,
             forwarded=reason.forwarded,
-            detail=f"{MissReason.PARTIAL.value}:{hits}/{len(batch)}" if hits else reason.reason.value,
+            detail=f"{MissReason.PARTIAL.value}:{hits}/{len(batch)}"
+            if hits
+            else reason.reason.value,
             billed=added_usage(asked.usage for asked in batch.asked) or Usage(),
             collapsed=source is None,
         )
