@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -249,6 +249,13 @@ def store_metrics(reports: Iterable[StoreReport]) -> Iterable[Metric]:
 def gauge(name: str, documentation: str, value: float) -> Metric:
     """One plain gauge, for a scrape."""
     family = GaugeMetricFamily(name, documentation)
+    family.add_metric([], value)
+    return family
+
+
+def counter(name: str, documentation: str, value: float) -> Metric:
+    """One plain counter, for a scrape."""
+    family = CounterMetricFamily(name, documentation)
     family.add_metric([], value)
     return family
 

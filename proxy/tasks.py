@@ -37,11 +37,17 @@ class TaskGroup:
         return task
 
     async def drain(self, grace_seconds: float) -> None:
-        """Wait up to `grace_seconds` for all tasks, then cancel those that are left."""
-        if not self._tasks:
-            return
-        _, late = await asyncio.wait(set(self._tasks), timeout=grace_seconds)
-        await self._cancel(late)
+        """Wait up to `grace_seconds` for all tasks, then cancel those that are left.
+
+        Those that are started meanwhile are waited for as well.
+        """
+        deadline = asyncio.get_running_loop().time() + grace_seconds
+        while self._tasks:
+            left = deadline - asyncio.get_running_loop().time()
+            if left <= 0:
+                await self._cancel(set(self._tasks))
+                return
+            await asyncio.wait(set(self._tasks), timeout=left)
 
     async def cancel(self) -> None:
         """Cancel every task and wait until each has ended."""

@@ -159,20 +159,13 @@ class FakeLease:
             self.flight.finish(end)
 
 
-class FakeFollowed:
-    """A `Followed`; `events` waits for the flight to change."""
+class FakeFollowed(Followed):
+    """Its `events` wait for the flight to change."""
 
     def __init__(self, medium: FakeMedium, flight: FakeFlight) -> None:
+        super().__init__(flight.key, flight.token)
         self._medium = medium
         self._flight = flight
-
-    @property
-    def key(self) -> str:
-        return self._flight.key
-
-    @property
-    def token(self) -> int:
-        return self._flight.token
 
     async def events(self, *, live: bool) -> AsyncIterator[FollowEvent]:
         flight = self._flight

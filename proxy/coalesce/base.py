@@ -3,10 +3,11 @@
 Coalescing inside one process is the engine's own; this is about the other workers and replicas.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, TypeAlias
 
 
 class FlightEnd(StrEnum):
@@ -71,16 +72,17 @@ class Landed:
 FollowEvent: TypeAlias = Published | Landed
 
 
-@runtime_checkable
-class Followed(Protocol):
-    """Somebody else holds the key's lease."""
+class Followed(ABC):
+    """Somebody else holds the key's lease.
 
-    @property
-    def key(self) -> str: ...
+    A class to derive from: every miss asks which of the two it got, and a Protocol is slow to say.
+    """
 
-    @property
-    def token(self) -> int: ...
+    def __init__(self, key: str, token: int) -> None:
+        self.key = key
+        self.token = token
 
+    @abstractmethod
     def events(self, *, live: bool) -> AsyncIterator[FollowEvent]:
         """`Published` as they come, from the first record on, then one `Landed`, which is the last.
 

@@ -180,13 +180,12 @@ class DiskCoalescer:
             raise StoreUnavailable(f"disk leases: not done in {_PATIENCE_SECONDS:g} s") from None
 
 
-class DiskFollowed:
-    """A `Followed` that tells the end alone."""
+class DiskFollowed(Followed):
+    """Tells the end alone."""
 
     def __init__(self, coalescer: DiskCoalescer, key: str, token: int) -> None:
+        super().__init__(key, token)
         self._coalescer = coalescer
-        self.key = key
-        self.token = token
 
     async def events(self, *, live: bool) -> AsyncIterator[FollowEvent]:  # noqa: ARG002 - no records
         yield Landed(await self._coalescer.landed((self.key, self.token)))

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final, Protocol
 
-from proxy.coalesce.base import FlightEnd, FollowEvent, Landed, Published
+from proxy.coalesce.base import FlightEnd, Followed, FollowEvent, Landed, Published
 from proxy.coalesce.redis_records import ReadEntry
 from proxy.errors import FellBehind, StoreError, StoreUnavailable
 
@@ -22,13 +22,12 @@ class Reader(Protocol):
     def ring(self) -> None: ...
 
 
-class RedisFollowed:
-    """A `Followed`: each call of `events` follows on its own."""
+class RedisFollowed(Followed):
+    """Each call of `events` follows on its own."""
 
     def __init__(self, reader: Reader, key: str, token: int) -> None:
+        super().__init__(key, token)
         self._reader = reader
-        self.key = key
-        self.token = token
 
     async def events(self, *, live: bool) -> AsyncIterator[FollowEvent]:
         follow = Follow(self.key, self.token, live=live, has_room=self._reader.ring)

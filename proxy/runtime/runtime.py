@@ -26,7 +26,7 @@ from proxy.engine.service import CacheService, Lasting
 from proxy.engine.sweeping import Sweeps
 from proxy.engine.write_behind import WriteBehind
 from proxy.errors import StoreUnavailable
-from proxy.metrics import Metrics, StoreReport, gauge, key_metrics, store_metrics
+from proxy.metrics import Metrics, StoreReport, counter, gauge, key_metrics, store_metrics
 from proxy.request_log import RequestLog
 from proxy.runtime.build import (
     build_access,
@@ -222,7 +222,9 @@ class Runtime:
             generations, self._store, sweeps, self.clock, self.metrics, dictionaries
         )
         fetches = Fetches(entries, self._flying, self.metrics, self._shared.coalescer)
-        return Lasting(entries, generations, flights, fetches, Refreshes(flights), Turns())
+        return Lasting(
+            entries, generations, flights, fetches, Refreshes(flights, self.clock), Turns()
+        )
 
     def _put_in_force(self, settings: Settings) -> None:
         assert self._lasting is not None
@@ -277,6 +279,11 @@ class Runtime:
                 "magic_proxy_flights", "Upstream requests that others may join.", len(flights)
             )
             yield gauge("magic_proxy_refreshes_in_flight", "Refreshes under way.", len(refreshes))
+            yield counter(
+                "magic_proxy_refreshes_skipped",
+                "Refreshes not begun because too many were under way.",
+                refreshes.skipped,
+            )
         if self._forwarder is not None:
             yield from key_metrics(self._forwarder.key_states())
 

@@ -233,7 +233,7 @@ class Engine:
         self.flights = Flights(
             self.entries, self.generations, self.clock, self.flying, self.witness, coalescer
         )
-        self.refreshes = Refreshes(self.flights)
+        self.refreshes = Refreshes(self.flights, self.clock)
         self.fetches = Fetches(self.entries, self.flying, self.witness, coalescer)
         lasting = Lasting(
             self.entries, self.generations, self.flights, self.fetches, self.refreshes, Turns()
