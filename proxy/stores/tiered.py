@@ -79,11 +79,11 @@ class TieredStore:
         return values
 
     async def heads(self, keys: Sequence[str], length: int) -> list[bytes | None]:
-        """As `get_many`, but nothing is promoted."""
+        """From the last tier that has one: a copy above may be older. Nothing is promoted."""
         found: dict[str, bytes] = {}
         failure: StoreUnavailable | None = None
         missing = keys
-        for tier in self._tiers:
+        for tier in reversed(self._tiers):
             try:
                 heads = await tier.heads(missing, length)
             except StoreUnavailable as error:
