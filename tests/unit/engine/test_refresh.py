@@ -77,8 +77,8 @@ async def test_B15_a_refresh_that_fails_leaves_the_stale_answer_until_its_window
     failure: UpstreamError | tuple[int, bytes],
 ) -> None:
     async with ageing() as here:
-        for since, call in ((60.0, 1), (75.0, 2), (89.9, 3)):
-            here.engine.clock.set_wall(1_800_000_000.0 + since)
+        for since, call in ((60.0, 1), (15.0, 2), (14.9, 3)):
+            here.engine.clock.advance(since)
             assert await here.asked() == ("STALE", COMPLETION)
             await turns()
             assert here.calls == call + 1, "each time it is tried again"
@@ -88,7 +88,10 @@ async def test_B15_a_refresh_that_fails_leaves_the_stale_answer_until_its_window
                 here.upstream.answer(call, failure)
             await turns()
             assert len(here.engine.refreshes) == 0
-        here.engine.clock.set_wall(1_800_000_090.0)
+            assert await here.asked() == ("STALE", COMPLETION)
+            await turns()
+            assert here.calls == call + 1, "but not within the second"
+        here.engine.clock.advance(0.1)
 
         asked = going(here.engine.ask())
         await turns()
