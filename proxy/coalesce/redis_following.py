@@ -56,6 +56,7 @@ class StreamReader:
         self._joining: list[Follow] = []
         self._rings = False
         self._reads = False
+        self._works = False  # the connection that reads now
         self._closed = False
         self._needed_until = 0.0
         self._check_at = 0.0
@@ -87,7 +88,6 @@ class StreamReader:
         stream.follows.remove(follow)
         if not stream.follows:
             del self._streams[name]
-            self._needed_until = self._clock.monotonic() + self._linger_seconds
 
     def ring(self) -> None:
         """Have the blocked read come back: there is something else to read."""
@@ -119,28 +119,28 @@ class StreamReader:
     async def _read(self) -> None:
         """Read until nobody follows; connect anew, once, where a connection fails that worked."""
         while self._reads:
-            worked = False
+            self._works = False
             try:
                 connection = await self._dialler.dial()
                 try:
                     self._check_at, self._heard = self._clock.monotonic(), START
                     while self._is_needed():
                         await self._read_once(connection)
-                        worked = True
                     self._reads = False  # before any wait: who follows from now on starts another
                 finally:
                     await connection.disconnect(nowait=True)
             except Exception as error:  # noqa: BLE001 - boundary: redis-py fails in many ways, all the same here
-                if not worked:
+                if not self._works:
                     self._reads = False
                     self._fail_all(self._redis.failed(str(error) or type(error).__name__))
 
     def _is_needed(self) -> bool:
-        if any(
-            not follow.settled for stream in self._streams.values() for follow in stream.follows
-        ):
+        now = self._clock.monotonic()
+        follows = (follow for stream in self._streams.values() for follow in stream.follows)
+        if not all(follow.settled for follow in follows):
+            self._needed_until = now + self._linger_seconds
             return True
-        return not self._closed and self._clock.monotonic() < self._needed_until
+        return not self._closed and now < self._needed_until
 
     async def _read_once(self, connection: AbstractConnection) -> None:
         now = self._clock.monotonic()
@@ -149,6 +149,7 @@ class StreamReader:
         if now >= self._check_at:
             self._check_at = now + self._check_seconds
             await self._check(connection, asked.values())
+            self._works = True
         block = 0.0
         if not any(stream.gone for stream in asked.values()):
             block = max(self._check_at - self._clock.monotonic(), 0.001)

@@ -82,8 +82,12 @@ async def test_every_key_expires_and_none_lies_among_the_entries(replicas: Repli
     await lease.publish([b"1"])
     during = replicas.keys()
     assert len(during) == 5  # fence, probe, lease, stream, doorbell
-    await lease.release(FlightEnd.STORED)
+    silent = await lead(one, "silent")
+    await follow(other, "silent")
+    for each in (lease, silent):
+        await each.release(FlightEnd.STORED)
     await following
+    assert len(replicas.keys("p:flight:*")) == 2
     for key in {*during, *replicas.keys()}:
         assert not key.startswith("p:v1:")
         ttl = int(replicas.server.command("PTTL", key)[1:])
