@@ -61,7 +61,7 @@ def stored_key(operator: Operator, text: str) -> str:
         ({"older_than_seconds": 0}, set()),
         ({"all": True}, set()),
     ],
-    ids=str,
+    ids=lambda given: str(sorted(given)),
 )
 def test_B54_a_purge_takes_what_it_names_and_a_dry_run_counts_it(
     operator: Operator, members: dict[str, Any], left: set[str]
