@@ -117,7 +117,7 @@ class WriteBehind:
 
     async def _write(self) -> None:
         try:
-            puts = [await self._encoded(entry) for entry in self._writing.values()]
+            puts = await self._encoded(list(self._writing.values()))
             await self._dictionaries.secure()
             await self._store.put_many(puts)
             self._dictionaries.learn(self._writing.values())
@@ -133,15 +133,21 @@ class WriteBehind:
             self._batch_done.set()
             self._batch_done = asyncio.Event()
 
-    async def _encoded(self, entry: Entry) -> Put:
-        encoded = partial(
-            encode,
-            entry,
-            compress_above_bytes=self._limits.compress_above_bytes,
-            dictionary=self._dictionaries.choose(entry),
-        )
-        if len(entry.payload) <= _INLINE_BYTES:
-            value = encoded()
+    async def _encoded(self, entries: Sequence[Entry]) -> list[Put]:
+        work = [
+            partial(
+                encode,
+                entry,
+                compress_above_bytes=self._limits.compress_above_bytes,
+                dictionary=self._dictionaries.choose(entry),
+            )
+            for entry in entries
+        ]
+        if sum(len(entry.payload) for entry in entries) <= _INLINE_BYTES:
+            values = [encoded() for encoded in work]
         else:
-            value = await asyncio.to_thread(encoded)
-        return Put(entry.key, value, entry.expires_at)
+            values = await asyncio.to_thread(lambda: [encoded() for encoded in work])
+        return [
+            Put(entry.key, value, entry.expires_at)
+            for entry, value in zip(entries, values, strict=True)
+        ]
