@@ -267,11 +267,6 @@ class Line(Wire):
             self._receive_more()
         return self.received
 
-    def read_until(self, text: bytes) -> None:
-        """Return when `text` has arrived; `read` gets it too."""
-        while text not in self.received:
-            self._receive_more()
-
     def read_end(self) -> bytes:
         """All that still comes, until the server closes in order."""
         while self._receive():

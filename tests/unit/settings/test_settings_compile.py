@@ -1,7 +1,15 @@
 """What is written in a rule is what the core applies."""
 
 from proxy.core.paths import FieldPath
-from proxy.core.rules import Rule, UnlistedFields, When
+from proxy.core.rules import (
+    Coalescing,
+    OnDisconnect,
+    Rule,
+    UnlistedFields,
+    VariantChoice,
+    When,
+)
+from proxy.core.tags import TagTemplate
 from proxy.core.wire import Endpoint
 from proxy.settings.cache import RuleSettings
 from proxy.settings.compile import compile_rule, compile_rules
@@ -28,6 +36,15 @@ RULE = {
     "client_control": False,
     "honor_upstream": True,
     "fresh_ids": True,
+    "ttl_jitter": 0.1,
+    "stale_while_revalidate_seconds": 3,
+    "stale_if_error_seconds": 4,
+    "refresh_ahead": 1.5,
+    "coalesce": "local",
+    "on_disconnect": "cancel",
+    "variants": 2,
+    "variant_choice": "random",
+    "tags": ["project:{header.x-project}"],
 }
 
 
@@ -52,6 +69,15 @@ def test_every_setting_of_a_rule_arrives() -> None:
         client_control=False,
         honor_upstream=True,
         fresh_ids=True,
+        ttl_jitter=0.1,
+        stale_while_revalidate_seconds=3.0,
+        stale_if_error_seconds=4.0,
+        refresh_ahead=1.5,
+        coalesce=Coalescing.LOCAL,
+        on_disconnect=OnDisconnect.CANCEL,
+        variants=2,
+        variant_choice=VariantChoice.RANDOM,
+        tags=(TagTemplate.parse("project:{header.x-project}"),),
     )
     assert set(RULE) == set(RuleSettings.model_fields)
 
