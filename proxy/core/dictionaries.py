@@ -29,21 +29,23 @@ from proxy.core.entry import Entry
 from proxy.core.frames import FrameError, Frames
 from proxy.core.wire import Endpoint
 
-# Measured by bench/bench_compression.py, on the whole of an entry: its header, half a kilobyte, is
-# compressed too. One dictionary serves both forms of chat answers as well as one for each.
+# Measured by bench/bench_compression.py on whole entries: the header, half a kilobyte, goes too.
+# What a dictionary leaves of plain entries, beside what zstd leaves above 2 KB without one:
 #
-#   chat as JSON: of 1.4 KB it leaves 0.19 (without: 0.72), of 2.6 KB 0.29 (0.58), of 9 KB 0.34
-#   (0.44), of 67 KB 0.33 (0.35); as SSE: of 2 KB 0.14 (0.49), of 9 KB 0.05 (0.12), of 67 KB 0.02
-#   (0.03). An entry of 1.4 KB takes 3 µs in and 1.5 µs out, where plain it took none: it takes no
-#   more than zstd without a dictionary takes for one of 2.6 KB. So short ones are compressed too.
+#   chat as JSON: of 1.2 KB 0.22 (1.00), of 2.5 KB 0.33 (1.00), of 9 KB 0.36 (0.45), of 62 KB 0.33
+#   (0.35); as SSE: of 1.9 KB 0.16 (1.00), of 2.8 KB 0.12 (0.35), of 9 KB 0.05 (0.12), of 62 KB 0.02
+#   (0.03). One dictionary serves both forms as well as one for each.
 #
-# No embeddings: vectors are noise to it. Of one with 1,536 numbers it takes 0.02 (float) or 0.06
-# (base64) more than zstd alone, nearly all of it out of the header; and a batch decodes thousands.
+# It takes 3 to 5 µs of a look-up that takes more than 100, and that the hot path spares repeated
+# requests: so short entries are compressed too, in memory as everywhere.
+#
+# No embeddings: vectors are noise to it, of entries with 1,536 numbers it leaves 0.93, and a batch
+# decodes a thousand at once (which is why `Entries.get_batch` knows of no dictionaries).
 ENDPOINTS: Final = frozenset({Endpoint.CHAT})
-# Beyond, it saves less than a twentieth of JSON, and costs a quarter more time.
+# Beyond, it saves less than a twentieth of JSON, for a quarter more time.
 LARGEST_PAYLOAD_BYTES: Final = 64 * 1024
-# 4 KB leave 5 % more of short answers; 64 KB leave 5 % less at best, and take four times the memory
-# and the transfer.
+# 4 KB leave 5 % more of answers of 2 KB; with 64 KB it is 5 % less or 10 % more, for four times the
+# memory and the transfer.
 DICTIONARY_BYTES: Final = 16 * 1024
 # What is longer was not made here.
 LONGEST_DICTIONARY_BYTES: Final = 256 * 1024

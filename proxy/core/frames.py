@@ -4,7 +4,7 @@ from typing import Final
 
 import zstandard
 
-# Level 3 gains 0.01 at most for up to half as much time again (with a dictionary: 5 % of what is
+# Level 3 gains 0.01 at most for up to half as much time again (with a dictionary 5 % of what is
 # left, for a fifth more up to 8 KB and half as much again beyond); 6 is 2 to 8 times slower; -1
 # leaves 1.2 to 2 times as many bytes. `bench/bench_compression.py` has the figures.
 ZSTD_LEVEL: Final = 1
