@@ -121,14 +121,16 @@ class Entries:
             return MissReason.STORE_DOWN
         if value is None:
             return MissReason.ABSENT
+        return self._judged(key, await self._read(value, key))
+
+    async def _read(self, value: bytes, key: str) -> Entry | MissReason:
         try:
-            entry = await self._decoded(value, key)
+            return await self._decoded(value, key)
         except EntryUnreadable:
-            return self._unreadable(key)
+            return MissReason.UNREADABLE
         except StoreUnavailable:
             self._observer.store_failed("dictionary")
             return MissReason.STORE_DOWN
-        return self._unless_purged(entry)
 
     async def _decoded(self, value: bytes, key: str) -> Entry:
         loaded = self._dictionaries.loaded
@@ -161,10 +163,13 @@ class Entries:
             self._observer.store_failed("get")
             return dict.fromkeys(asked, MissReason.STORE_DOWN)
         held = {key: value for key, value in zip(asked, values, strict=False) if value is not None}
+        loaded = self._dictionaries.loaded
         if sum(map(len, held.values())) > _INLINE_BYTES:
-            decoded = await asyncio.to_thread(_all_decoded, held)
+            decoded, lacking = await asyncio.to_thread(_all_decoded, held, loaded)
         else:
-            decoded = _all_decoded(held)
+            decoded, lacking = _all_decoded(held, loaded)
+        for key in lacking:  # the first one fetches the dictionary for all
+            decoded[key] = await self._read(held[key], key)
         return {key: decoded.get(key, MissReason.ABSENT) for key in asked}
 
     def _judged(self, key: str, found: Entry | MissReason) -> Entry | MissReason:
@@ -215,11 +220,17 @@ async def _decoded_somewhere(
     return decode(value, key, dictionaries)
 
 
-def _all_decoded(values: Mapping[str, bytes]) -> dict[str, Entry | MissReason]:
+def _all_decoded(
+    values: Mapping[str, bytes], dictionaries: Mapping[int, Dictionary]
+) -> tuple[dict[str, Entry | MissReason], list[str]]:
+    """What can be read now, and the keys of what needs a dictionary that is not at hand."""
     found: dict[str, Entry | MissReason] = {}
+    lacking: list[str] = []
     for key, value in values.items():
         try:
-            found[key] = decode(value, key)
+            found[key] = decode(value, key, dictionaries)
+        except DictionaryMissing:
+            lacking.append(key)
         except EntryUnreadable:
             found[key] = MissReason.UNREADABLE
-    return found
+    return found, lacking
