@@ -1,6 +1,6 @@
 """Two proxies on one Redis under a mixed load, with faults; every answer is checked by its client.
 
-    python -m bench.soak [--seconds 600] [--rate 50] [--seed 1] [--short]
+    python -m bench.soak [--seconds 600] [--rate 50] [--seed 1] [--short] [--keep DIR]
 
 Two processes `magic-proxy serve`, a redis-server and the load with its upstream in this process:
 chat as JSON and as streams, embeddings one by one and in overlapping batches, crowds of equal
@@ -29,13 +29,13 @@ from pathlib import Path
 
 from bench.machine import described
 from bench.soak_course import Course, Plan
-from bench.soak_report import faults, report
+from bench.soak_report import dump, faults, report
 
 
-async def soak(plan: Plan) -> Course:
+async def soak(plan: Plan, keep: Path | None) -> Course:
     """Run it whole; what it saw is in the course."""
     with tempfile.TemporaryDirectory(prefix="magic-proxy-soak-") as directory:
-        course = Course(plan, Path(directory))
+        course = Course(plan, keep or Path(directory))
         await course.run()
         return course
 
@@ -46,13 +46,20 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=50.0, help="requests in a second")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--short", action="store_true", help="Redis stays as it is")
+    parser.add_argument(
+        "--keep", type=Path, help="settings, logs, and all requests and upstream calls, go there"
+    )
     given = parser.parse_args()
     plan = Plan(
         seconds=given.seconds, rate=given.rate, seed=given.seed, stops_redis=not given.short
     )
-    course = asyncio.run(soak(plan))
+    if given.keep is not None:
+        given.keep.mkdir(parents=True, exist_ok=True)
+    course = asyncio.run(soak(plan, given.keep))
     print(f"`python -m bench.soak {' '.join(sys.argv[1:])}`: {described('aiohttp', 'uvicorn')}")
     print(report(course))
+    if given.keep is not None:
+        (given.keep / "requests.jsonl").write_bytes(dump(course))
     sys.exit(1 if faults(course) else 0)
 
 

@@ -2,7 +2,8 @@
 
 The proof does not rest on what the proxies say: a call is explained by one request for the same
 content that was sent to the same proxy before, that was not answered from the cache alone, and
-that explains no other call. It holds for a killed proxy too, whose counters are lost.
+that explains no other call, but one that failed and was tried again with the other key. It holds
+for a killed proxy too, whose counters are lost.
 """
 
 from collections import Counter, defaultdict
@@ -23,8 +24,6 @@ _LATE_SECONDS = 2.0
 _CLOCK_STEP = 0.01
 # From the client that goes to the end of the upstream connection.
 _CANCEL_SECONDS = 1.0
-# A call that failed is tried once more with the other key.
-_RETRIES = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,25 +53,23 @@ class Scrape:
 
 @dataclass(slots=True)
 class _Reason:
-    """One request, and the calls that it can still explain: one for each input, and retries."""
+    """One request, and the calls that it can still explain: for each input one, and a retry."""
 
     opens: float
     closes: float
     left: Counter[str]
-    retries: int = _RETRIES
+    retries: Counter[str]
 
     def takes(self, call: UpstreamCall) -> bool:
         """Explain the call, if this can."""
         if not self.opens <= call.began <= self.closes:
             return False
-        wanted = Counter(call.digests)
-        if any(self.left[digest] < count for digest, count in wanted.items()):
-            return False
-        if call.ending is Ending.ERROR and self.retries:
-            self.retries -= 1
-        else:
-            self.left -= wanted
-        return True
+        failed = call.ending is Ending.ERROR
+        for left in (self.retries, self.left) if failed else (self.left,):
+            if all(left[digest] for digest in call.digests):
+                left.subtract(call.digests)
+                return True
+        return False
 
 
 @dataclass(slots=True)
@@ -87,6 +84,7 @@ class _Reasons:
             opens=result.began - _CLOCK_STEP,
             closes=result.ended + _LATE_SECONDS,
             left=Counter(set(digests)),
+            retries=Counter(set(digests)),
         )
         for digest in set(digests):
             self.by_digest[digest].append(reason)

@@ -15,10 +15,10 @@ from bench.soak_accounts import Scrape, attempts
 from bench.soak_client import Ask, Came, Result, SoakClient
 from bench.soak_content import chat_digest
 from bench.soak_judge import Judge, Window
-from bench.soak_load import Load
+from bench.soak_load import STEADY, Load
 from bench.soak_processes import Restartable, proxy, redis
 from bench.soak_purges import Purges
-from bench.soak_rules import PURGE_POLL_SECONDS, SURVIVOR, VICTIM, settings
+from bench.soak_rules import SURVIVOR, VICTIM, settings
 from bench.soak_upstream import MOST_INPUTS, PROXY_HEADER, SoakUpstream
 
 # For an answer that failed in the window and is read a little later.
@@ -26,6 +26,10 @@ _TAIL_SECONDS = 0.5
 _QUIET_SECONDS = 20.0
 _ERRORS = frozenset({429, 500, 502, 503, 504})
 _WARM_SHARE = 0.2
+# Circuits look again after one second, then two, four, eight: Redis is down for less than that.
+_CIRCUIT_SECONDS = 9.0
+# From the first request of a crowd to the middle of its stream.
+_IN_STREAM_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,7 @@ class Plan:
 
         Once in the middle of a stream, and where there is time, once before its first event.
         """
-        in_stream, before = (0.35, 0.5), (0.5, 0.2)
+        in_stream, before = (0.35, _IN_STREAM_SECONDS), (0.5, 0.2)
         return [in_stream, before] if self.stops_redis else [in_stream]
 
     @property
@@ -233,8 +237,7 @@ class Course:
         await self._quietly(lambda: self._count(VICTIM))
         counted = self._calls_of(VICTIM)
         await asyncio.sleep(min(2.0, self.plan.seconds / 20))
-        crowd = list(self.load.crowd([VICTIM, SURVIVOR], steady=True))
-        leading = asyncio.gather(self._crowd(crowd, ahead=0.06))
+        leading = asyncio.gather(self._steady_crowd())
         await asyncio.sleep(after)
         # Who follows the killed one in the middle of a stream may be cut off too, where a second
         # answer is another one; those of the steady crowd are not.
@@ -242,7 +245,7 @@ class Course:
             self._window(
                 "proxy killed", {Came.NO_ANSWER, Came.BROKEN}, proxy=VICTIM, loses_leaders=True
             ),
-            self._window("its followers", {Came.BROKEN}, proxy=SURVIVOR, spares=crowd[0].kind),
+            self._window("its followers", {Came.BROKEN}, proxy=SURVIVOR, spares=STEADY),
         ):
             self._up.remove(VICTIM)
             await self._proxies[VICTIM].end(signal.SIGKILL)
@@ -254,17 +257,28 @@ class Course:
         self._up.append(VICTIM)
 
     async def _stop_redis(self) -> None:
-        """Redis goes in order, and comes back with nothing."""
+        """Redis goes in order, while a stream is followed over it, and comes back with nothing."""
         self.purges.pauses = True
         await asyncio.sleep(1.5)  # what was purged is known everywhere
-        async with self._window("Redis stopped", set(), loses_leaders=True):
+        following = asyncio.gather(self._steady_crowd())
+        await asyncio.sleep(_IN_STREAM_SECONDS)
+        async with (
+            self._window("Redis stopped", set(), loses_leaders=True),
+            self._window("who followed over Redis", {Came.BROKEN}, spares=STEADY) as lost,
+        ):
             self.purges.pauses, self.purges.redis_down = False, True
             await self._redis.end(signal.SIGTERM)
+            await following
+            lost.ended = time.monotonic() + _TAIL_SECONDS
             await asyncio.sleep(min(8.0, self.plan.seconds / 10))
             await self._redis.start()
-            # Circuits look again after a second, or a few where they looked before.
-            await asyncio.sleep(PURGE_POLL_SECONDS + 1.0)
+            await asyncio.sleep(_CIRCUIT_SECONDS)
         self.purges.redis_back()
+
+    async def _steady_crowd(self) -> None:
+        """The one that is killed leads it, and both have followers."""
+        crowd = list(self.load.crowd([VICTIM, SURVIVOR], steady=True))
+        await self._crowd(crowd, ahead=0.06)
 
     @asynccontextmanager
     async def _window(
@@ -276,15 +290,15 @@ class Course:
         proxy: str | None = None,
         spares: str = "",
         loses_leaders: bool = False,
-    ) -> AsyncIterator[None]:
+    ) -> AsyncIterator[Window]:
         window = Window(
             name, time.monotonic(), frozenset(excuses), statuses, proxy, spares, loses_leaders
         )
         self.judge.windows.append(window)
         try:
-            yield
+            yield window
         finally:
-            window.ended = time.monotonic() + _TAIL_SECONDS
+            window.ended = min(window.ended, time.monotonic() + _TAIL_SECONDS)
 
     # ---- what is counted ----
 

@@ -181,8 +181,9 @@ class Judge:
                 limit = int(said.removeprefix("max-age=")) + _WHOLE_SECOND + SLACK_SECONDS
                 if call.ending is Ending.WHOLE and result.began - call.ended > limit:
                     yield Fault.CONTROL, f"{said}: {result.began - call.ended:.1f} s old"
-            if said == "no-store" and result.x_cache == "MISS" and not result.collapsed:
-                self.unstored.add(stamp.number)
+            # Of a batch, some vectors may be from the cache.
+            if said == "no-store" and result.x_cache == "MISS" and result.ask.is_chat:
+                self.unstored.update([] if result.collapsed else [stamp.number])
         if said == "only-if-cached" and result.x_cache not in {"HIT", "STALE"}:
             yield Fault.CONTROL, f"only-if-cached got a {result.x_cache}"
 

@@ -15,6 +15,7 @@ QUESTIONS = 40
 ITEMS = 60
 LARGEST_BATCH = 40
 CROWD = (6, 20)
+STEADY = "steady crowd"
 CHAT_MODELS = tuple(model.name for model in MODELS.values() if not model.embeds)
 EMBEDDERS = tuple(model.name for model in MODELS.values() if model.embeds)
 CONTROLS = ("no-cache", "no-store", "max-age=1", "max-age=5", "only-if-cached")
@@ -83,7 +84,7 @@ class Load:
         """
         kind, mark, model = "crowd", SLOW_MARK, self._chance.choice(SHARED_MODELS)
         if steady:
-            kind, mark, model = "steady crowd", STEADY_MARK, "plain"
+            kind, mark, model = STEADY, STEADY_MARK, "plain"
         text = mark + self._fresh_question()
         for at in range(self._chance.randint(*CROWD)):
             proxy, streams = proxies[at % len(proxies)], 1.0 if steady and at == 0 else 0.5

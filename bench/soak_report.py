@@ -3,12 +3,17 @@
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import orjson
 
 from bench.report import table
-from bench.soak_accounts import cut_short, unexplained, went_on
+from bench.soak_accounts import cut_short, digests_of, unexplained, went_on
 from bench.soak_client import Came, Result
 from bench.soak_course import Course
 from bench.soak_judge import Complaint, Fault
+from bench.soak_purges import Sent
 from bench.soak_rules import MODELS, SURVIVOR, VICTIM
 from bench.soak_upstream import Ending, UpstreamCall
 
@@ -100,6 +105,25 @@ def report(course: Course) -> str:
         "**Right.**" if not found else "**Wrong:**\n" + "\n".join(f"- {line}" for line in found),
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def dump(course: Course) -> bytes:
+    """All requests and upstream calls in the order of their beginnings, as lines of JSON."""
+    told: list[Result | UpstreamCall | Sent] = list(course.seen.results)
+    told += course.upstream.calls
+    told += course.purges.sent
+    option = orjson.OPT_SERIALIZE_DATACLASS | orjson.OPT_APPEND_NEWLINE
+    return b"".join(
+        orjson.dumps({"what": type(each).__name__, **_shown(each)}, option=option)
+        for each in sorted(told, key=lambda each: each.began)
+    )
+
+
+def _shown(each: Result | UpstreamCall | Sent) -> dict[str, Any]:
+    shown: dict[str, Any] = asdict(each)
+    if isinstance(each, Result):
+        shown["digests"] = digests_of(each)
+    return shown
 
 
 def _requests(course: Course) -> str:
