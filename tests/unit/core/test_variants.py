@@ -48,6 +48,8 @@ def test_B15_several_answers_are_collected_where_chance_is_asked_for(
     members: dict[str, object], count: int
 ) -> None:
     assert variant_count(derivation_of(body(**members), RULE)) == count
+    pair = replace(PLAIN, variants=2)
+    assert variant_count(derivation_of(body(**members), pair)) == min(count, 2)
     assert variant_count(derivation_of(body(**members), PLAIN)) == 1
 
 
