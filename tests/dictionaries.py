@@ -68,14 +68,14 @@ def chat_entry(
     )
 
 
-def trained_on(numbers: range, *, dictionary_id: int = 0) -> Dictionary:
-    """A dictionary out of the entries of these numbers; 0 is an id by its content."""
+def trained_on(numbers: range) -> Dictionary:
+    """A dictionary out of the entries of these numbers."""
     pieces: list[bytes | bytearray | memoryview] = []
     for number in numbers:
         for form in Form:
             entry = chat_entry(number, form=form)
             pieces += (encode_header(entry), entry.payload)
-    trained = zstandard.train_dictionary(8 * 1024, pieces, dict_id=dictionary_id)
+    trained = zstandard.train_dictionary(8 * 1024, pieces)
     return Dictionary(trained.as_bytes(), trained_at=STORED_AT)
 
 

@@ -107,7 +107,7 @@ class Dictionaries:
 
     def learn(self, entries: Iterable[Entry]) -> None:
         """Take samples of entries that were stored, and train when there are enough."""
-        for entry in entries if self._writing else ():
+        for entry in entries:
             name = family_of(entry.key)
             family = self._families.get(name) if name is not None else None
             if family is None:

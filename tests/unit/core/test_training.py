@@ -25,12 +25,10 @@ def mixed(numbers: range) -> list[Entry]:
     return [chat_entry(number, form=list(Form)[number % 2]) for number in numbers]
 
 
-def noise(numbers: range) -> list[Entry]:
+def noise(numbers: range, size: int) -> list[Entry]:
     chance = random.Random(5)
     return [
-        dataclasses.replace(
-            chat_entry(number), headers=(), tags=(), payload=chance.randbytes(5_000)
-        )
+        dataclasses.replace(chat_entry(number), headers=(), tags=(), payload=chance.randbytes(size))
         for number in numbers
     ]
 
@@ -58,12 +56,22 @@ def test_alike_answers_make_a_dictionary_that_helps_with_others_of_their_kind() 
         assert decode(value, entry.key, {dictionary.id: dictionary}) == entry
 
 
-def test_the_gain_is_that_of_entries_it_was_not_trained_with() -> None:
-    # Learnt by heart, these would take next to nothing.
-    result = trained(noise(range(FEWEST_SAMPLES)))
+def test_entries_with_nothing_but_a_little_in_common_are_not_worth_one() -> None:
+    result = trained(noise(range(FEWEST_SAMPLES), 5_000))
     assert result.dictionary is None
     assert result.share is not None
     assert result.share > WORTHWHILE_SHARE
+
+
+def test_the_gain_is_that_of_entries_it_was_not_trained_with() -> None:
+    # So few that it can learn them by heart: it would leave a third of those.
+    known = noise(range(30), 300)
+    result = trained(known)
+    dictionary = result.dictionary
+    assert dictionary is not None
+    assert result.share is not None
+    by_heart = sum(len(encode(entry, dictionary=dictionary)) for entry in known[:4])
+    assert by_heart < 0.6 * result.share * sum(len(encode(entry)) for entry in known[:4])
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3])

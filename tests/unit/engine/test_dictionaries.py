@@ -191,6 +191,11 @@ async def test_entries_that_have_nothing_in_common_get_none_and_the_next_try_is_
     clock.advance(1)
     await worker.write(some(2_000, 1))
     assert len(calls) == 2
+    clock.advance(RETRAIN_SECONDS)
+    await worker.write(some(3_000, FEWEST_SAMPLES - 1))
+    assert len(calls) == 2, "it learns of what is stored now"
+    await worker.write(some(4_000, 1))
+    assert len(calls) == 3
 
 
 async def test_later_on_it_is_replaced_if_answers_have_changed_and_not_before(
@@ -254,14 +259,37 @@ async def test_another_worker_writes_with_it_without_training(
 
 
 async def test_one_that_is_about_to_train_takes_what_was_trained_meanwhile(
-    worker: Worker, store: FaultyStore, clock: FakeClock
+    worker: Worker, store: FaultyStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = Worker(store, clock)
     await other.write(some(600, FEWEST_SAMPLES - 1))
     first = await trained(worker)
+
+    def in_vain(*args: Any, **kwargs: Any) -> Trained:
+        raise AssertionError("it need not train")
+
+    monkeypatch.setattr(dictionaries, "train", in_vain)
     await other.write(some(900, 1))
     assert await other.write(some(950, 1)) == [first]
     assert named(store) == first
+
+
+async def test_what_was_trained_by_another_meanwhile_is_taken_and_the_own_one_thrown_away(
+    worker: Worker, store: FaultyStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, others = Worker(store, clock), trained_on(range(100))
+    await other.write(some(600, FEWEST_SAMPLES - 1))
+
+    def too_late(*args: Any, **kwargs: Any) -> Trained:
+        store.values[dictionary_key(FAMILY, others.id)] = encode_dictionary(others, 2e9)
+        store.values[pointer_key(FAMILY)] = encode_pointer(others.id)
+        return train(*args, **kwargs)
+
+    monkeypatch.setattr(dictionaries, "train", too_late)
+    await other.write(some(900, 1))
+    assert await other.write(some(950, 1)) == [others.id]
+    assert named(store) == others.id
+    assert sum("dict:chat:" in key for key in store.values) == 2
 
 
 async def test_two_that_train_at_once_go_on_with_one_and_both_stay_readable(
