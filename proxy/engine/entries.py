@@ -12,6 +12,7 @@ from proxy.core.entry import Entry
 from proxy.core.freshness import is_fresh
 from proxy.core.marks import Verdict
 from proxy.core.outcome import MissReason
+from proxy.core.selectors import Tagged
 from proxy.engine.base import StorageObserver
 from proxy.engine.dictionaries import Dictionaries
 from proxy.engine.generations import Generations
@@ -94,7 +95,9 @@ class Entries:
         Where a copy at hand is out of date, others may have stored a new one: that is looked for.
         """
         found = await self._get(key)
-        return await self.get_latest(key) if self._is_outdated(found) else found
+        if not self._is_outdated(found):
+            return found
+        return _better(found, await self.get_latest(key))
 
     async def get_latest(self, key: str) -> Entry | MissReason:
         """The same, past copies of this worker: what all who share the store see."""
@@ -151,7 +154,7 @@ class Entries:
         found = {key: self._judged(key, found[key]) for key in keys}
         outdated = [key for key in keys if self._is_outdated(found[key])]
         for key, latest in (await self._fetched_all(outdated, self._store.get_latest)).items():
-            found[key] = self._judged(key, latest)
+            found[key] = _better(found[key], self._judged(key, latest))
         return [found[key] for key in keys]
 
     async def _fetched_all(
@@ -188,6 +191,10 @@ class Entries:
         """Return when none of these keys is on its way to the store any more."""
         await self._writes.settled(keys)
 
+    def is_live(self, tagged: Tagged) -> bool:
+        """Whether no purge is about an entry, or about a call under way."""
+        return self._generations.verdict(tagged) is Verdict.LIVE
+
     def _unless_purged(self, entry: Entry) -> Entry | MissReason:
         """The entry, stale from now on where a soft purge named it."""
         match self._generations.verdict(entry):
@@ -210,6 +217,11 @@ class Entries:
             await self._store.delete_many([key])
         except StoreUnavailable:
             self._observer.store_failed("delete")
+
+
+def _better(copy: Entry | MissReason, latest: Entry | MissReason) -> Entry | MissReason:
+    """What is known of a key whose copy here is out of date: a store that is down knows nothing."""
+    return copy if latest is MissReason.STORE_DOWN else latest
 
 
 async def _decoded_somewhere(
