@@ -6,7 +6,7 @@ It belongs to the engine: a task of its own works on it, and clients come and go
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
-from proxy.core.entry import Entry
+from proxy.core.entry import Entry, EntryMeta
 from proxy.core.rules import Coalescing, OnDisconnect
 from proxy.engine.item_asking import Asked, Want
 from proxy.engine.plan import Plan
@@ -18,7 +18,7 @@ class Fetch:
 
     `wants` are the items by store key; `on_landing` hears of each once. `whole`: they are all that
     the request asks for, once each, so that it may go upstream as it is. `joinable`: other batches
-    may wait for them.
+    may wait for them. `began` is wall-clock seconds.
     """
 
     def __init__(
@@ -29,8 +29,10 @@ class Fetch:
         *,
         whole: bool,
         joinable: bool,
+        began: float,
     ) -> None:
         self.plan = plan
+        self._began = began
         self._on_landing = on_landing
         self.wants: Mapping[str, Want] = {want.store_key: want for want in wants}
         self.whole = whole
@@ -57,6 +59,19 @@ class Fetch:
         rule = self.plan.derivation.rule
         return self.joinable and rule is not None and rule.coalesce is Coalescing.SHARED
 
+    def call(self, key: str) -> EntryMeta:
+        """What purges look at: the call for this item as if its entry were stored at its start."""
+        rule = self.plan.derivation.rule
+        return EntryMeta(
+            key=key,
+            model=self.plan.chain.model,
+            rule=rule.name if rule is not None else "",
+            stored_at=self._began,
+            tags=self.plan.tags,
+            tenant=self.plan.tenant,
+            generation=self.plan.generation,
+        )
+
     # What its task says.
 
     def land(self, found: Mapping[str, Entry | None]) -> None:
@@ -74,11 +89,11 @@ class Fetch:
         if self._failed is None:
             self._failed = failure
             self._tell()
-        while self._owned and self._failed is failure:
-            if self._is_taken:
-                return True
+        if self._failed is not failure:
+            return False
+        while self._owned and not self._is_taken:
             await self._news.wait()
-        return False
+        return self._is_taken
 
     def end(self) -> None:
         """Nothing more will come."""

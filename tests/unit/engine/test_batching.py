@@ -275,6 +275,19 @@ async def test_B31_mixed_encodings_are_no_answer(worker: Worker) -> None:
         await worker.ask(["a", "c", "d"])
 
 
+async def test_B33_what_has_no_form_in_the_encoding_is_an_error_where_composed(
+    worker: Worker,
+) -> None:
+    worker.upstream.encoding = "float"
+    await worker.ask(["a", "b"], encoding_format="base64")
+    worker.upstream.changed = lambda answer: {
+        **answer,
+        "data": [{**row, "embedding": [1e39]} for row in answer["data"]],
+    }
+    with pytest.raises(UpstreamProtocolError, match="encoding"):
+        await worker.ask(["a", "c"], encoding_format="base64")
+
+
 async def test_an_upstream_that_can_not_be_reached_is_an_error(worker: Worker) -> None:
     await worker.ask(["a", "b"])
     worker.upstream.says = lambda _: UpstreamUnreachable("refused")

@@ -23,10 +23,10 @@ NO_CACHE = (b"cache-control", b"no-cache")
 class Two:
     """Two workers with one store, one medium, and one upstream that waits for its gate."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, upstream: Embedder | None = None, **settings: Any) -> None:
         self.medium = FakeMedium()
         self.store = FaultyStore()
-        self.upstream = Embedder()
+        self.upstream = upstream or Embedder()
         self.upstream.gate = asyncio.Event()
         self.coalescers = [FakeCoalescer(self.medium), FakeCoalescer(self.medium)]
         self.one, self.other = (
@@ -81,6 +81,8 @@ async def test_B40_leases_are_released_as_stored_once_the_store_has_the_entries(
     first = await under_way(two.one, ["a", "b"])
     two.go_on()
     await check(first, "a", "b")
+    for _ in range(20):
+        await asyncio.sleep(0)
     assert len(two.medium.held) == 2
     two.store.gate.set()
     await until(lambda: not two.medium.held)
@@ -186,3 +188,31 @@ async def test_B42_a_client_may_go_away_at_any_moment_and_no_lease_stays() -> No
         await two.other.fetching.drain(5)
         assert not two.medium.held
         await two.stop()
+
+
+@pytest.mark.parametrize("max_batch", [None, 1])
+async def test_B44_no_lease_stays_when_a_worker_stops_at_any_moment(max_batch: int | None) -> None:
+    for turn in range(30):
+        two = Two(Embedder(max_batch=max_batch))
+        asking = asyncio.create_task(two.one.ask(["a", "b"]))
+        for _ in range(turn):
+            await asyncio.sleep(0)
+        await two.one.fetching.cancel()  # what is released is released in the background
+        two.go_on()
+        await asyncio.gather(asking, return_exceptions=True)
+        await two.one.fetching.drain(5)
+        assert not two.medium.held
+        await two.stop()
+
+
+async def test_B41_whoever_asks_alone_acquires_nothing(two: Two) -> None:
+    first = await under_way(two.one, ["a", "b"])
+    second = await under_way(two.one, ["b", "c"])
+    two.upstream.says = lambda items: (
+        UpstreamUnreachable("refused") if items == ["a", "b"] else None
+    )
+    two.go_on()
+    with pytest.raises(UpstreamUnreachable):
+        await first
+    await check(second, "b", "c")
+    assert two.medium.acquired == 2

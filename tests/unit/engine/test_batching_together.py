@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
+from proxy.core.outcome import MissReason
 from proxy.core.rules import Coalescing, OnDisconnect
 from proxy.core.selectors import Selector
 from proxy.engine.base import Answer
+from proxy.engine.batch import Batch
+from proxy.engine.item_asking import Asking
 from proxy.engine.write_behind import WriteLimits
 from proxy.errors import UpstreamUnreachable
 from tests.unit.engine.batch_kit import JSON, RULE, Embedder, Worker, floats, packed, parsed
@@ -182,6 +185,21 @@ async def test_B30_a_look_up_that_missed_what_landed_meanwhile_does_not_ask_agai
     await worker.stop()
 
 
+async def test_B13_a_look_up_does_not_get_what_may_not_be_stored() -> None:
+    store = FaultyStore()
+    worker = Worker(store=store)
+    worker.upstream.gate = asyncio.Event()
+    asking = await under_way(worker, ["a", "b", "a"], headers=(NO_STORE,))
+    store.stalled = {"get"}
+    asking += await under_way(worker, ["b", "a"])  # its look-up is on its way
+    go_on(worker)
+    await asking[0]
+    store.gate.set()
+    await asking[1]
+    assert worker.upstream.sent == [["a", "b"], ["b", "a"]]
+    await worker.stop()
+
+
 # ---- clients that go away ----
 
 
@@ -304,6 +322,61 @@ async def test_B42_a_client_may_go_away_at_any_moment(
         assert vectors(await worker.ask(["a", "d"])) == expected("a", "d")
         assert worker.upstream.under_way == 0
         await worker.stop()
+
+
+@pytest.mark.parametrize("max_batch", [None, 1])
+async def test_B42_a_cancelled_request_is_closed_wherever_it_was(max_batch: int | None) -> None:
+    rule = replace(RULE, on_disconnect=OnDisconnect.CANCEL)
+    for turn in range(30):
+        worker = Worker(Embedder(max_batch=max_batch), rule=rule)
+        only = asyncio.create_task(worker.ask(["a", "b"]))
+        await turns(turn)
+        only.cancel()
+        await asyncio.gather(only, return_exceptions=True)
+        await turns()
+        assert (len(worker.fetches), len(worker.fetching)) == (0, 0)
+        assert all(said.closed for said in worker.upstream.answers)
+        await worker.stop()
+
+
+async def test_B42_an_answer_too_long_to_be_held_is_not_held_for_nobody(worker: Worker) -> None:
+    long = Said((b" " * 2_000_000,), status=500, headers=JSON)
+    worker.upstream.says = lambda _: long
+    (only,) = await under_way(worker, ["a", "b"])
+    only.cancel()
+    await turns()
+    go_on(worker)
+    await worker.fetching.drain(5)
+    assert long.closed
+
+
+async def test_B42_of_two_such_answers_the_one_that_nobody_gets_is_closed() -> None:
+    worker = Worker(Embedder(max_batch=1))
+    first, second = (
+        Said((b" " * 2_000_000,), status=500, headers=JSON),
+        Said((b" " * 2_000_000,), status=500, headers=JSON),
+    )
+    worker.upstream.says = lambda items: first if items == ["a"] else second
+    answer = await worker.ask(["a", "b"])
+    await worker.fetching.drain(5)
+    assert not isinstance(answer.body, bytes)
+    assert (first.closed > 0, second.closed > 0) == (False, True)
+    await answer.body.aclose()
+    assert first.closed
+    await worker.stop()
+
+
+async def test_B44_a_fetch_that_never_took_its_first_step_leaves_nothing(worker: Worker) -> None:
+    plan, items = worker.plan(["a", "b"])
+    batch = Batch(plan, items, items.store_keys("p:"), with_key=False)
+    batch.decide(batch.distinct, [MissReason.ABSENT] * 2, 0.0)
+    wants = [batch.want(key) for key in batch.distinct]
+    asking = Asking(worker.upstream, worker.clock)
+    fetch = worker.fetches.start(asking, plan, wants, whole=True, joinable=True)
+    assert len(worker.fetches) == 2
+    await worker.fetching.cancel()
+    assert len(worker.fetches) == 0
+    assert await fetch.landed(batch.keys[0]) is None
 
 
 async def test_B44_what_is_under_way_ends_with_the_worker(worker: Worker) -> None:
