@@ -232,6 +232,8 @@ async def _overlong(
     flight.land(FlightEnd.UNCACHEABLE)
     landed()
     await flight.reading()
+    if flight.is_unattended:
+        return  # the rest may have no end
     for chunk in read:
         flight.body.append(Piece(chunk, chunk))
     read.clear()

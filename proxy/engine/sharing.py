@@ -114,6 +114,8 @@ class _Part:
     def _takes(self, flight: Flight, head: Head) -> bool:
         """Whether a follower can have the answer as it comes."""
         wanted = self._plan.wanted
+        if _finds_fault(head.status) and self._plan.call.body != flight.plan.call.body:
+            return False  # what is not in the key may be what is wrong with the leader's
         if head.body is not None:
             # All who asked share an error; a good answer is better rendered from its entry.
             return head.status >= _FIRST_ERROR and head.plain is not None
@@ -202,6 +204,11 @@ class FlightBody:
 
 def _fails(status: int) -> bool:
     return status == _TOO_MANY_REQUESTS or status >= _FIRST_FAULT
+
+
+def _finds_fault(status: int) -> bool:
+    """Whether an answer of this status blames the request."""
+    return _FIRST_ERROR <= status < _FIRST_FAULT and status != _TOO_MANY_REQUESTS
 
 
 def _of_error(head: Head) -> HeaderList:

@@ -1,0 +1,59 @@
+"""What those who share a flight do not share, and flights that nobody wants any more."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from proxy.core.paths import FieldPath
+from tests.unit.engine.crowds import answered, asking, calls, nothing_left, started, upstream
+from tests.unit.engine.kit import RULE
+from tests.unit.engine.upstreams import JSON, LiveResponse, turns
+
+pytestmark = pytest.mark.anyio
+
+MESSAGES = replace(RULE, include_in_key=(FieldPath.parse("messages"),))
+
+
+@pytest.mark.parametrize("status", [400, 403, 422])
+@pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
+async def test_B41_who_asks_otherwise_is_not_told_of_the_leaders_fault(
+    stream: bool, status: int
+) -> None:
+    engine = started(MESSAGES)
+    leader = asking(engine, max_tokens=10**9)
+    await turns()
+    others = asking(engine, 3, max_tokens=5, stream=stream)
+    await turns()
+    answered(engine, status=status)
+    await turns()
+    assert calls(engine) == [2]  # together again, without the leader
+    answered(engine)
+    answers = await asyncio.gather(*leader, *others)
+    assert [answer.status for answer in answers] == [status, 200, 200, 200]
+    await nothing_left(engine)
+
+
+@pytest.mark.parametrize("status", [429, 500])
+async def test_B41_who_asks_otherwise_shares_what_is_no_fault_of_a_request(status: int) -> None:
+    engine = started(MESSAGES)
+    asked = [*asking(engine, max_tokens=10**9), *asking(engine, 3, max_tokens=5)]
+    await turns()
+    answered(engine, status=status)
+    assert [answer.status for answer in await asyncio.gather(*asked)] == [status] * 4
+    assert calls(engine) == [1]
+    await nothing_left(engine)
+
+
+async def test_B42_an_overlong_answer_is_not_read_for_nobody() -> None:
+    engine = started(replace(RULE, max_entry_bytes=1000))
+    (leader,) = asking(engine)
+    await turns()
+    leader.cancel()
+    await turns()
+    response = LiveResponse(headers=JSON)
+    upstream(engine).answer(0, response)
+    response.say(*[b"x" * 2000] * 50)  # and no end
+    await nothing_left(engine)
+    assert response.closed.is_set()
+    assert response.read <= 2
