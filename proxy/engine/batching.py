@@ -57,7 +57,7 @@ class Batches:
         with ExitStack() as aboard:
             with self._fetches.watching() as landed:
                 await self._look_up(batch)
-                await self._take(batch, [landed[key] for key in batch.missing if key in landed])
+                await self._take(batch, self._missed(batch, landed))
                 batch.looked_up()
                 if batch.missing and plan.control.only_if_cached:
                     raise _not_cached(batch)
@@ -79,6 +79,11 @@ class Batches:
             return
         found = await self._entries.get_batch(keys)
         await self._take(batch, batch.decide(keys, found, self._clock.wall()))
+
+    def _missed(self, batch: Batch, landed: Mapping[str, Entry]) -> list[Entry]:
+        """What landed while it was looked up, unless it was asked for before a purge."""
+        found = [landed[key] for key in batch.missing if key in landed]
+        return [entry for entry in found if self._entries.is_live(entry)]
 
     async def _take(self, batch: Batch, entries: Sequence[Entry]) -> None:
         size = sum(len(entry.payload) for entry in entries)

@@ -43,7 +43,10 @@ class Fetches:
 
     @contextmanager
     def watching(self) -> Iterator[dict[str, Entry]]:
-        """Around a look-up: what lands meanwhile, which it may have missed."""
+        """Around a look-up: what lands meanwhile, which it may have missed.
+
+        A purge may have come since that was asked for: whoever takes it asks about that.
+        """
         watch: dict[str, Entry] = {}
         self._watches.append(watch)
         try:
@@ -54,7 +57,7 @@ class Fetches:
     def under_way(self, plan: Plan, key: str) -> Fetch | None:
         """The fetch that this item can be had from, unless a purge has come between."""
         fetch = self._table.get(key)
-        if fetch is None or fetch.plan.generation < plan.generation or not _shares(plan):
+        if fetch is None or not _shares(plan) or not self._entries.is_live(fetch.call(key)):
             return None
         return fetch
 
@@ -81,7 +84,8 @@ class Fetches:
         """
         stores = not plan.control.no_store and plan.given_tags is not None
         joinable = joinable and stores and _shares(plan)
-        fetch = Fetch(plan, wants, self._landed, whole=whole, joinable=joinable)
+        began = asking.clock.wall()
+        fetch = Fetch(plan, wants, self._landed, whole=whole, joinable=joinable, began=began)
         if joinable:
             self._table.update(dict.fromkeys(fetch.wants, fetch))
         work = Fetching(fetch, asking, self._entries, self._tasks, self._coalescer)

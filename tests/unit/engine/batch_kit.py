@@ -22,6 +22,7 @@ from proxy.engine.item_fetches import Fetches
 from proxy.engine.plan import Plan, make_plan
 from proxy.engine.write_behind import WriteLimits
 from proxy.errors import UpstreamError
+from proxy.stores.marks import MarkLog
 from proxy.tasks import TaskGroup
 from proxy.upstream.base import Chain, Exchange, Outgoing, Profile
 from tests.unit.engine.kit import Engine, FaultyStore, Said, ScriptedForwarder
@@ -148,6 +149,7 @@ class Worker:
         rule: Rule = RULE,
         limits: WriteLimits | None = None,
         coalescer: Coalescer | None = None,
+        marks: MarkLog | None = None,
     ) -> None:
         self.upstream = upstream or Embedder()
         self._engine = engine = Engine(
@@ -156,6 +158,7 @@ class Worker:
             rule=rule,
             limits=limits,
             coalescer=coalescer,
+            marks=marks,
         )
         self.rules = RuleSet((rule,))
         self.store, self.clock, self.witness = engine.store, engine.clock, engine.witness
