@@ -229,6 +229,7 @@ class Flight:
     def reconsider(self) -> None:
         """Give the work up if it has lost its point."""
         if self._participants == 0 and not self._goes_on() and self.task is not None:
+            self.abandon()  # now: the task may take its time, and nobody may board meanwhile
             self.task.cancel()
 
     @property

@@ -78,9 +78,9 @@ class Flights:
         return len(self._table)
 
     def joinable(self, key: str) -> Flight | None:
-        """The flight for `key`, unless its beginning is gone or a purge has come between."""
+        """The flight for `key`, unless it is given up, its beginning is gone, or it is purged."""
         flight = self._table.get(key)
-        if flight is None or not flight.body.is_whole:
+        if flight is None or flight.end is not None or not flight.body.is_whole:
             return None
         return flight if self._generations.verdict(flight) is Verdict.LIVE else None
 

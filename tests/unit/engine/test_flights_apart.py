@@ -6,9 +6,21 @@ from dataclasses import replace
 import pytest
 
 from proxy.core.paths import FieldPath
-from tests.unit.engine.crowds import answered, asking, calls, nothing_left, started, upstream
+from proxy.core.rules import OnDisconnect
+from tests.unit.engine.crowds import (
+    answered,
+    asking,
+    asking_whole,
+    calls,
+    going,
+    left,
+    nothing_left,
+    saying,
+    started,
+    upstream,
+)
 from tests.unit.engine.kit import RULE
-from tests.unit.engine.upstreams import JSON, LiveResponse, turns
+from tests.unit.engine.upstreams import JSON, STREAM, LiveResponse, turns
 
 pytestmark = pytest.mark.anyio
 
@@ -57,3 +69,20 @@ async def test_B42_an_overlong_answer_is_not_read_for_nobody() -> None:
     await nothing_left(engine)
     assert response.closed.is_set()
     assert response.read <= 2
+
+
+async def test_B41_who_comes_as_the_last_client_goes_does_not_join_what_is_given_up() -> None:
+    engine = started(replace(RULE, on_disconnect=OnDisconnect.CANCEL))
+    (first,) = asking(engine, stream=True)
+    await turns()
+    response = saying(engine, STREAM[0])
+    answer = await first
+    gone = going(left(answer))
+    (second,) = asking_whole(engine, stream=True)  # in the same turn of the loop
+    await turns()
+    answered(engine, STREAM)
+    assert await second == b"".join(STREAM)
+    assert calls(engine) == [2]
+    assert response.closed.is_set()
+    await gone
+    await nothing_left(engine)
