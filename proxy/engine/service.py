@@ -165,6 +165,7 @@ class CacheService:
             deliverable=plan.wanted.is_deliverable,
             key_prefix=self._policy.key_prefix,
             now=self._clock.wall(),
+            items=plan.batch,
         )
 
     def store_key(self, key: CacheKey) -> str:
