@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -98,6 +99,7 @@ class Ages:
         self._starter = Starter(standin.base_url, directory)
         self._proxies: dict[bytes, tuple[HotProxy, SteadyClock]] = {}
         self._clients: list[Ageing] = []
+        self._clients_before = 0
 
     def __call__(self, settings: Mapping[str, Any] | None = None, **rule: Any) -> Ageing:
         """A client of the proxy with this rule."""
@@ -121,6 +123,18 @@ class Ages:
         upstream = {"upstreams": {"openai": {"base_url": standin.base_url}}}
         whole = merged(merged(rules(**rule), upstream), settings or {})
         return self._client_of(self._starter(whole, clock=clock), clock, standin)
+
+    def begin(self) -> None:
+        """From here on the stand-in has seen nothing, and has no scripts."""
+        self.standin.app.reset()
+        self._clients_before = len(self._clients)
+
+    def end(self) -> None:
+        """Return when nothing is under way that clients since `begin` have started."""
+        self.standin.app.reset()  # what is held at a gate goes on
+        for each in self._clients[self._clients_before :]:
+            with suppress(httpx.ConnectError):  # some are stopped by their tests
+                each.settled()
 
     def _client_of(self, proxy: HotProxy, clock: SteadyClock, standin: RunningStandIn) -> Ageing:
         self._clients.append(Ageing(proxy, standin, clock, f"sk-{len(self._clients):04d}"))

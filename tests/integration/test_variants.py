@@ -26,9 +26,9 @@ def ages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ages]:
 @pytest.fixture
 def ageing(ages: Ages) -> Iterator[Ages]:
     """Clients of proxies in front of a stand-in that has seen nothing, and has no scripts."""
-    ages.standin.app.reset()
+    ages.begin()
     yield ages
-    ages.standin.app.reset()
+    ages.end()
 
 
 @pytest.fixture
