@@ -7,7 +7,7 @@ chat as JSON and as streams, embeddings one by one and in overlapping batches, c
 requests on cold keys at both proxies, clients that leave at any moment, `Cache-Control`, purges
 hard and soft, answers that are stale while they are fetched anew. In announced windows the upstream
 is slow, fails, or breaks streams off; one proxy is killed and started again, and Redis is stopped
-and comes back empty. `--short` leaves Redis alone.
+and comes back empty. `--short`, for ten seconds of it, leaves Redis alone.
 
 An answer carries the digest of its request, and a version that goes up with every purge (see
 `soak_content`). What must not happen, and makes the program exit with 1:

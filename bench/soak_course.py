@@ -174,9 +174,9 @@ class Course:
 
     async def _crowds(self) -> None:
         while not self._over:
-            await asyncio.sleep(self.load.between(0.5, 2.0))
             await self._flows.wait()
             await self._crowd(list(self.load.crowd(self._up)))
+            await asyncio.sleep(self.load.between(0.5, 2.0))
 
     async def _crowd(self, asks: Sequence[Ask], *, ahead: float = 0.0) -> None:
         """All at once, but for the first one, which has a lead of `ahead` seconds."""
