@@ -261,8 +261,7 @@ def test_B15_what_failed_to_be_refreshed_is_served_until_its_window_ends(
 
     assert here.ask().status_code == 503
     refreshes = 'magic_proxy_unattended_flights_total{{end="{}",purpose="refresh"}}'.format
-    # An answer that can't be stored is not read to its end where nobody waits for it.
-    assert here.counted(refreshes("abandoned")) + here.counted(refreshes("uncacheable")) == 3
+    assert here.counted(refreshes("failed")) == 3
     assert here.counted(refreshes("stored")) == 0
 
 
