@@ -32,6 +32,8 @@ class Batch:
         self.places: Final = {key: place for place, key in reversed(list(enumerate(keys)))}
         self.missing: dict[str, Forward | Refuse] = {}
         """Why there is no entry for it, in the order of the request."""
+        self.stale: dict[str, Entry] = {}
+        """What may serve of those that are missing, where the upstream fails."""
         self.entries: dict[str, Entry] = {}
         self.hits: set[str] = set()
         self.asked: list[Asked] = []
@@ -72,8 +74,13 @@ class Batch:
                 case Hit():
                     usable.append(decision.entry)
                 case StaleHit(key=key):
+                    self.stale[store_key] = decision.entry
                     self.missing[store_key] = Forward(key, Forwarded.STALE, MissReason.EXPIRED)
-                case Forward() | Refuse():
+                case Forward(stale=stale):
+                    if stale is not None:
+                        self.stale[store_key] = stale
+                    self.missing[store_key] = decision
+                case Refuse():
                     self.missing[store_key] = decision
         return usable
 

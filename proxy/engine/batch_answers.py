@@ -6,16 +6,18 @@ from dataclasses import replace
 from proxy.clock import Clock
 from proxy.core.cache_status import outcome_headers
 from proxy.core.coding import gzipped, wants_gzip
+from proxy.core.decision import StaleHit
 from proxy.core.entry import Usage
-from proxy.core.outcome import MissReason, Outcome, XCache
+from proxy.core.outcome import Forwarded, MissReason, Outcome, XCache
 from proxy.core.recording import NotStored
 from proxy.core.shares import added_usage
 from proxy.core.stored_headers import forwarded_headers, shown_request_id
+from proxy.core.wire import Headers
 from proxy.engine.base import Answer, BodyStream, HeaderList, Observer
 from proxy.engine.batch import Batch
 from proxy.engine.item_asking import Asked, in_thread_if_long
 from proxy.engine.item_fetch import Fetch
-from proxy.engine.outcomes import outcome_of
+from proxy.engine.outcomes import outcome_of, stale_outcome
 from proxy.errors import UpstreamError, UpstreamProtocolError
 
 _OK = 200
@@ -31,16 +33,40 @@ class BatchAnswers:
 
     async def joined(self, batch: Batch) -> Answer:
         """The answer to a batch that has an entry for every item."""
-        body, usage, coding = await in_thread_if_long(batch.bytes, _written, batch)
         source = batch.asked[0].exchange.response if batch.asked else batch.entries[batch.keys[0]]
+        return await self._joined(batch, source.headers, self._outcome)
+
+    async def stale(self, batch: Batch, error: UpstreamError) -> Answer:
+        """The same where some entries are stale, and serve because the upstream fails."""
+        oldest = min(batch.entries.values(), key=lambda entry: entry.fresh_until)
+        hit = StaleHit.of(batch.key_of(oldest.key), oldest, self._clock.wall())
+
+        def outcome(batch: Batch) -> Outcome:
+            now = self._clock.monotonic()
+            forwarded = replace(
+                outcome_of(batch.plan, XCache.STALE, now, forwarded=Forwarded.STALE),
+                digest=None,
+                items=len(batch),
+                item_hits=sum(key in batch.hits for key in batch.keys),
+                items_collapsed=0,
+                billed=added_usage(asked.usage for asked in batch.asked) or Usage(),
+            )
+            return stale_outcome(batch.plan, forwarded, now, hit, error)
+
+        return await self._joined(batch, oldest.headers, outcome)
+
+    async def _joined(
+        self, batch: Batch, source: Headers, outcome_of_it: Callable[[Batch], Outcome]
+    ) -> Answer:
+        body, usage, coding = await in_thread_if_long(batch.bytes, _written, batch)
         headers = [
             pair
-            for pair in forwarded_headers(source.headers)
+            for pair in forwarded_headers(source)
             if pair[0].lower() not in _NOT_OF_A_JOINED_BODY
         ]
         if coding is not None:
             headers.append((b"content-encoding", coding))
-        outcome = replace(self._outcome(batch), usage=usage)
+        outcome = replace(outcome_of_it(batch), usage=usage)
         self._observer.told(outcome)
         return _answer(batch, outcome, headers, body)
 

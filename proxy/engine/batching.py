@@ -17,11 +17,18 @@ from proxy.engine.base import Answer, Observer
 from proxy.engine.batch import Batch
 from proxy.engine.batch_answers import BatchAnswers
 from proxy.engine.entries import Entries
-from proxy.engine.item_asking import Asking, in_thread_if_long
+from proxy.engine.item_asking import Asked, Asking, in_thread_if_long
 from proxy.engine.item_fetch import Fetch
 from proxy.engine.item_fetches import Fetches
+from proxy.engine.outcomes import is_failing
 from proxy.engine.plan import Plan
-from proxy.errors import NotCached, ProxyError, UpstreamError, UpstreamProtocolError
+from proxy.errors import (
+    NotCached,
+    ProxyError,
+    UpstreamError,
+    UpstreamFailing,
+    UpstreamProtocolError,
+)
 from proxy.upstream.base import Forwarder
 
 
@@ -62,10 +69,15 @@ class Batches:
                 if batch.missing and plan.control.only_if_cached:
                     raise _not_cached(batch)
                 own, joined = self._set_out(batch, aboard)
-            answer = await self._fetched(batch, own)
-            if answer is None and joined:
-                again = await self._join(batch, joined, aboard)
-                answer = await self._fetched(batch, again)
+            try:
+                answer = await self._fetched(batch, own)
+                if answer is None and joined:
+                    again = await self._join(batch, joined, aboard)
+                    answer = await self._fetched(batch, again)
+            except UpstreamError as error:
+                if not await self._take_stale(batch):
+                    raise
+                return await self._answers.stale(batch, error)
             if answer is not None:
                 return answer
         return await self._answers.joined(batch)
@@ -120,6 +132,7 @@ class Batches:
         if isinstance(failure, ProxyError):
             raise failure
         if failure is not None:
+            await self._replace(batch, fetch, failure)
             return self._answers.passed(batch, fetch, failure)
         if fetch.whole and len(fetch.asked) == 1 and fetch.asked[0].passes:
             return self._answers.passed(batch, fetch, fetch.asked[0])
@@ -132,6 +145,32 @@ class Batches:
             raise UpstreamProtocolError("The vectors have no form in the encoding asked for.")
         batch.account(fetch)
         return None
+
+    async def _replace(self, batch: Batch, fetch: Fetch, failure: Asked) -> None:
+        """Raise `UpstreamFailing` where stale entries serve better than what the upstream says."""
+        status, replaced = failure.exchange.response.status, True
+        try:
+            replaced = is_failing(status) and await self._take_stale(batch)
+        finally:
+            if replaced and failure.rest is not None:
+                await failure.exchange.response.aclose()
+        if replaced:
+            batch.account(fetch)
+            failing = UpstreamFailing(f"The upstream answered {status}.")
+            failing.answered = status
+            raise failing
+
+    async def _take_stale(self, batch: Batch) -> bool:
+        """Whether stale entries serve for all that is missing, as they do from now on."""
+        if not batch.missing.keys() <= batch.stale.keys():
+            return False
+        entries = [batch.stale[key] for key in batch.missing]
+        size = sum(len(entry.payload) for entry in entries)
+        pieces = await in_thread_if_long(size, batch.opened, entries, self._opener)
+        if None in pieces:
+            return False
+        batch.take(entries, pieces)
+        return True
 
     async def _join(
         self, batch: Batch, joined: Mapping[str, Fetch], aboard: ExitStack

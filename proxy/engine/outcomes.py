@@ -10,6 +10,13 @@ from proxy.errors import UpstreamError, UpstreamFailing
 # Why a stale entry was served, beside what went wrong.
 _REVALIDATING = "revalidating"
 _ON_ERROR = "stale-if-error"
+_TOO_MANY_REQUESTS = 429
+_FIRST_FAULT = 500
+
+
+def is_failing(status: int) -> bool:
+    """Whether an upstream that answers so fails: a stale entry may then serve in its place."""
+    return status == _TOO_MANY_REQUESTS or status >= _FIRST_FAULT
 
 
 def outcome_of(

@@ -17,6 +17,7 @@ from proxy.engine.base import Answer, HeaderList, Observer
 from proxy.engine.flight import Flight, Head
 from proxy.engine.flights import Errand, Flights
 from proxy.engine.leading import Leader
+from proxy.engine.outcomes import is_failing
 from proxy.engine.plan import Plan
 from proxy.errors import ProxyError, UpstreamFailing
 
@@ -28,8 +29,6 @@ _TRIED_AGAIN = frozenset({FlightEnd.FAILED, FlightEnd.ABANDONED})
 # Of the leader's own call; and a shared body goes out without its coding.
 _LEADERS_OWN = frozenset({b"x-request-id", b"content-encoding", b"set-cookie"})
 _FIRST_ERROR = 400
-_TOO_MANY_REQUESTS = 429
-_FIRST_FAULT = 500
 
 
 class Sharing:
@@ -124,7 +123,7 @@ class _Part:
         return head.has_usage or not wanted.include_usage
 
     def _relayed(self, flight: Flight, head: Head, *, leads: bool) -> Answer:
-        if self._replaceable and _fails(head.status):
+        if self._replaceable and is_failing(head.status):
             failing = UpstreamFailing(f"The upstream answered {head.status}.")
             failing.answered = head.status
             raise failing
@@ -202,13 +201,9 @@ class FlightBody:
         self._flight.leave(leads=self._leads)
 
 
-def _fails(status: int) -> bool:
-    return status == _TOO_MANY_REQUESTS or status >= _FIRST_FAULT
-
-
 def _finds_fault(status: int) -> bool:
     """Whether an answer of this status blames the request."""
-    return _FIRST_ERROR <= status < _FIRST_FAULT and status != _TOO_MANY_REQUESTS
+    return status >= _FIRST_ERROR and not is_failing(status)
 
 
 def _of_error(head: Head) -> HeaderList:
