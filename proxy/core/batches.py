@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 import orjson
 
-from proxy.core.embeddings import encoded, is_vector
+from proxy.core.embeddings import encoded, encoding_at, is_vector
 from proxy.core.recording import NotStored
 from proxy.core.shares import Counts
 from proxy.core.skeleton import (
@@ -36,10 +36,10 @@ class Frame(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """An answer to one input, ready to be joined with others."""
+    """An answer to one input, ready to be joined with others; its vector may be a view of it."""
 
     frame: Frame
-    vector: bytes
+    vector: bytes | memoryview
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def joined(pieces: Sequence[Piece], counts: Counts | None) -> bytes:
     The other members are those of the first piece.
     """
     head, tail = pieces[0].frame.envelope
-    parts = [head, b"["]
+    parts: list[bytes | memoryview] = [head, b"["]
     for index, (frame, vector) in enumerate(pieces):
         first, second, third, index_first = frame.row
         number = b"%d" % index
@@ -103,6 +103,8 @@ class Opener:
         around = payload[:start], payload[end:]
         frame = self._frames.get(around) or self._read(around)
         if frame is not None:
+            if encoding_at(payload, start) == encoding:
+                return Piece(frame, memoryview(payload)[start:end])
             return Piece(frame, encoded(payload[start:end], encoding))
         found = cut(payload, 1)  # the first member of that name was another
         if isinstance(found, NotStored):

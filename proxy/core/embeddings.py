@@ -54,10 +54,14 @@ def reencoded(payload: bytes, encoding: str) -> bytes:
     return orjson.dumps(answer)
 
 
+def encoding_at(answer: bytes, place: int) -> str:
+    """The encoding of the vector that stands at `place`."""
+    return BASE64 if answer[place : place + 1] == b'"' else FLOAT
+
+
 def encoded(vector: bytes, encoding: str) -> bytes:
     """One vector, as its JSON, in `encoding`: the same bytes where it is. Raises `NotAVector`."""
-    stored = BASE64 if vector.startswith(b'"') else FLOAT
-    if stored == encoding:
+    if encoding_at(vector, 0) == encoding:
         return vector
     try:
         return orjson.dumps(_in_encoding(orjson.loads(vector), encoding))
