@@ -121,9 +121,12 @@ async def test_B15_no_variant_is_repeated_without_asking() -> None:
     await engine.stop()
 
 
-async def test_B15_what_has_one_answer_is_had_without_waiting_and_several_are_not() -> None:
-    engine = Engine(FaultyStore(instant=True), rule=VARIANTS)
-    for _ in range(3):
+@pytest.mark.parametrize("count", [2, 3])
+async def test_B15_what_has_one_answer_is_had_without_waiting_and_several_are_not(
+    count: int,
+) -> None:
+    engine = Engine(FaultyStore(instant=True), rule=replace(RULE, variants=count))
+    for _ in range(count):
         await engine.ask()
     await engine.ask(temperature=0)
     await engine.settled()

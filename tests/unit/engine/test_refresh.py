@@ -101,6 +101,41 @@ async def test_B15_a_refresh_that_fails_leaves_the_stale_answer_until_its_window
         assert cache_status(await asked).startswith("magic-proxy; fwd=stale; fwd-status=200")
 
 
+async def test_B15_after_a_refresh_that_failed_the_next_one_waits_a_second_and_says_so() -> None:
+    async with ageing() as here:
+        here.pass_time(60)
+        for seconds, begins in ((0.0, True), (0.0, False), (0.999, False), (0.001, True)):
+            here.pass_time(seconds)
+            calls = here.calls
+
+            answer = await here.engine.ask()
+            await turns()
+
+            assert here.calls == calls + begins
+            assert ('detail="revalidating"' in cache_status(answer)) is begins
+            if begins:
+                here.upstream.answer(here.calls - 1, UpstreamUnreachable("refused"))
+                await turns()
+        assert here.engine.refreshes.skipped == 0, "that is told of refreshes under way"
+
+
+async def test_B15_a_refresh_that_failed_holds_up_no_other() -> None:
+    here = Ageing()
+    for name in ("one", "two"):
+        await here.store(COMPLETION, name)
+    here.pass_time(60)
+    await here.asked("one")
+    await turns()
+    here.upstream.answer(2, UpstreamUnreachable("refused"))
+    await turns()
+
+    await here.asked("two")
+    await turns()
+
+    assert here.calls == 4
+    await here.engine.stop()
+
+
 async def test_B15_only_so_many_refreshes_are_under_way_and_the_rest_are_counted() -> None:
     here = Ageing()
     for name in ("one", "two", "three"):
