@@ -7,7 +7,7 @@ import sys
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from prometheus_client.metrics_core import Metric
 
@@ -46,7 +46,10 @@ from proxy.settings.invalidation import compile_events
 from proxy.settings.models import Settings
 from proxy.stores.base import Store, StoreStats
 from proxy.tasks import TaskGroup
-from proxy.upstream.dispatch import UpstreamSet
+from proxy.upstream.base import Transport
+
+if TYPE_CHECKING:
+    from proxy.upstream.dispatch import UpstreamSet
 
 log = logging.getLogger("magic_proxy")
 
@@ -96,8 +99,8 @@ class Runtime:
         self._purging: Purging | None = None
         self._flying = TaskGroup()
         self._shared = build_shared(settings, self.clock)
-        # Open ones: that of the settings in force, and those that requests still hold on to.
-        self._forwarders: set[UpstreamSet] = set()
+        # Open ones: those of the settings in force, and those that work under way still needs.
+        self._transports: set[Transport] = set()
         self._forwarder: UpstreamSet | None = None
         self._snapshot: Snapshot | None = None
         self._reports: list[StoreReport] = []
@@ -174,8 +177,7 @@ class Runtime:
             await self._lasting.generations.close()
         await self._background.cancel()
         await self._shared.close()
-        for forwarder in tuple(self._forwarders):
-            await self._close(forwarder)
+        await self._close(tuple(self._transports))
         await self._store.close()
         if self._request_log is not None:
             await self._request_log.close()
@@ -228,16 +230,15 @@ class Runtime:
 
     def _put_in_force(self, settings: Settings) -> None:
         assert self._lasting is not None
-        if self._snapshot is not None and self._forwarder is not None:
-            # Requests hold on to the snapshot they began with: when the last of them lets go, its
-            # connections can be closed.
-            loop = asyncio.get_running_loop()
-            weakref.finalize(self._snapshot, self._close_later, loop, self._forwarder)
         forwarder = build_forwarder(settings, self.clock, self.metrics)
-        if self._forwarder is not None:
-            forwarder.take_over(self._forwarder)
+        if (before := self._forwarder) is not None:
+            forwarder.take_over(before)
+            # Requests, and flights that outlive them, hold on to what they began with: when the
+            # last of them lets go, its connections can be closed.
+            loop = asyncio.get_running_loop()
+            weakref.finalize(before, self._close_later, loop, before.transports)
         self._forwarder = forwarder
-        self._forwarders.add(self._forwarder)
+        self._transports.update(forwarder.transports)
         self._snapshot = Snapshot(
             service=CacheService(
                 replace(build_policy(settings), key_prefix=self._key_prefix),
@@ -250,21 +251,24 @@ class Runtime:
             access=build_access(settings),
             observer=self._observer,
             max_body_bytes=settings.server.max_body_bytes,
-            key_prefix=settings.cache_settings.key_prefix,
+            key_prefix=self._key_prefix,
             events=compile_events(settings.invalidation),
         )
 
-    def _close_later(self, loop: asyncio.AbstractEventLoop, forwarder: UpstreamSet) -> None:
+    def _close_later(
+        self, loop: asyncio.AbstractEventLoop, transports: tuple[Transport, ...]
+    ) -> None:
         # The last reference may go in another thread.
         if not loop.is_closed():
             loop.call_soon_threadsafe(
-                lambda: self._background.start(self._close(forwarder), name="close-upstreams")
+                lambda: self._background.start(self._close(transports), name="close-upstreams")
             )
 
-    async def _close(self, forwarder: UpstreamSet) -> None:
-        if forwarder in self._forwarders:
-            self._forwarders.discard(forwarder)
-            await forwarder.aclose()
+    async def _close(self, transports: tuple[Transport, ...]) -> None:
+        for transport in transports:
+            if transport in self._transports:
+                self._transports.discard(transport)
+                await transport.aclose()
 
     def _scraped(self) -> Iterable[Metric]:
         yield from store_metrics(self._reports)

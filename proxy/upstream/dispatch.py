@@ -95,10 +95,15 @@ class UpstreamSet:
             if upstream.pool is not None
         }
 
+    @property
+    def transports(self) -> tuple[Transport, ...]:
+        """Its connections, for who closes them once nobody holds on to this set."""
+        return tuple(upstream.transport for upstream in self._upstreams.values())
+
     async def aclose(self) -> None:
         """Close every connection of every upstream, also those in use."""
-        for upstream in self._upstreams.values():
-            await upstream.transport.aclose()
+        for transport in self.transports:
+            await transport.aclose()
 
 
 def _pool(config: UpstreamConfig) -> KeyPool | None:
