@@ -40,7 +40,7 @@ from proxy.core.wire import Endpoint
 # requests: so short entries are compressed too, in memory as everywhere.
 #
 # No embeddings: vectors are noise to it, of entries with 1,536 numbers it leaves 0.93, and a batch
-# decodes a thousand at once (which is why `Entries.get_batch` knows of no dictionaries).
+# decodes a thousand at once.
 ENDPOINTS: Final = frozenset({Endpoint.CHAT})
 # Beyond, it saves less than a twentieth of JSON, for a quarter more time.
 LARGEST_PAYLOAD_BYTES: Final = 64 * 1024
