@@ -124,7 +124,8 @@ def tags_of(
         if sum(value.count(b",") + 1 for value in given) > _MOST_PIECES:
             return None
         for value in given:
-            tags.update(normalized_tag(piece) for piece in _decoded(value).split(","))
+            # Each by itself: one that is not UTF-8 must not make the others mean something else.
+            tags.update(normalized_tag(_decoded(piece)) for piece in value.split(b","))
         tags.discard("")
     return tuple(sorted(tags)) if len(tags) <= MOST_TAGS else None
 

@@ -148,6 +148,11 @@ def test_B54_tags_of_rule_and_client_come_sorted_and_once() -> None:
     assert tags_of((), {}, headers, None) == ()
 
 
+def test_B54_a_tag_that_is_not_utf8_changes_no_other() -> None:
+    headers = ((b"x-tags", "größe".encode("latin-1") + ",größe".encode()),)
+    assert tags_of((), {}, headers, b"x-tags") == ("größe",)
+
+
 def test_B54_more_tags_than_an_entry_may_have_are_none() -> None:
     most = b",".join(b"t%d" % i for i in range(MOST_TAGS))
     assert len(given_tags(most) or ()) == MOST_TAGS
