@@ -1,11 +1,13 @@
 """What each item of a batch cost: an upstream's token counts, split so that they add up (B32)."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from proxy.core.entry import Usage
 from proxy.core.items import Item
 from proxy.core.wire import JsonValue
+
+_LARGEST_COUNT: Final = 2**40
 
 Counts: TypeAlias = dict[str, int]
 """Members of a `usage` object that are whole numbers, by name."""
@@ -14,11 +16,16 @@ Counts: TypeAlias = dict[str, int]
 def counts_in(usage: JsonValue) -> Counts | None:
     """The counts of a `usage` object; None where it is none.
 
-    Other members (a price, nested objects) have no parts that are sure to add up.
+    A number so large that a sum may be inexact somewhere is none. Other members (a price, nested
+    objects) have no parts that are sure to add up.
     """
     if not isinstance(usage, Mapping):
         return None
-    return {name: value for name, value in usage.items() if type(value) is int and value >= 0}
+    return {
+        name: value
+        for name, value in usage.items()
+        if type(value) is int and 0 <= value <= _LARGEST_COUNT
+    }
 
 
 def split_counts(counts: Mapping[str, int], items: Sequence[Item]) -> list[Counts]:

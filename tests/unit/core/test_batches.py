@@ -141,6 +141,10 @@ ROW = {"object": "embedding", "index": 0, "embedding": [1.0]}
             NotStored.UNPARSABLE,
         ),
         (made([1.0], [2.0]).replace(b'{"object":"list"', b'{"data":[]', 1), NotStored.UNPARSABLE),
+        (
+            made([1.0], [2.0]).replace(b"{", b'{"x":{"embedding":["embedding":9]},', 1),
+            NotStored.UNPARSABLE,
+        ),
     ],
 )
 def test_B31_what_is_no_answer_to_the_inputs_is_refused(body: bytes, reason: NotStored) -> None:

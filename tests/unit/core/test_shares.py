@@ -75,6 +75,7 @@ def test_B32_texts_weigh_what_they_take_in_utf_8() -> None:
         ({"prompt_tokens": 3, "total_tokens": 3}, {"prompt_tokens": 3, "total_tokens": 3}),
         ({"total_tokens": 3, "cost": 0.1, "details": {"a": 1}, "x": None}, {"total_tokens": 3}),
         ({"prompt_tokens": True, "total_tokens": -1}, {}),
+        ({"prompt_tokens": 2**64 - 1, "total_tokens": 3}, {"total_tokens": 3}),
         ({}, {}),
         (None, None),
         ([], None),
