@@ -4,7 +4,7 @@ import orjson
 from fastapi import APIRouter, Request, Response
 
 from proxy.core.wire import Endpoint
-from proxy.edge.asgi import too_large
+from proxy.edge.asgi import ClientGone, read_body
 from proxy.engine.base import Call
 from proxy.errors import RequestError
 from proxy.runtime import Runtime
@@ -20,9 +20,10 @@ def admin_routes(runtime: Runtime) -> APIRouter:
         snapshot = runtime.snapshot
         headers = tuple(request.headers.raw)
         snapshot.access.require_admin(headers)
-        body = await request.body()
-        if len(body) > snapshot.max_body_bytes:
-            raise too_large(snapshot.max_body_bytes)
+        try:
+            body = await read_body(request.receive, headers, snapshot.max_body_bytes)
+        except ClientGone:
+            raise RequestError("The request broke off.", code="incomplete_request") from None
         call = Call(
             endpoint=_endpoint(endpoint),
             path="",

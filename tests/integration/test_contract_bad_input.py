@@ -369,6 +369,17 @@ def test_B73_bad_input_to_explain(
     assert error_of(answer)["code"] == code
 
 
+def test_B73_a_body_to_explain_is_refused_as_soon_as_it_is_too_large(ask: NewAsker) -> None:
+    running = ask({**ADMIN, "server": {"max_body_bytes": 4_096}})
+
+    with Wire(running.proxy.url) as wire:
+        head = b"POST /admin/explain HTTP/1.1\r\nhost: x\r\nx-admin-key: adm-1\r\n"
+        wire.send(head + b"transfer-encoding: chunked\r\n\r\n1400\r\n" + b" " * 5_120 + b"\r\n")
+        wire.read_body()
+
+    assert wire.status == 413, "though its end has not come"
+
+
 KEYS: dict[str, Any] = {
     "clients": [
         {"name": "ann", "key_hashes": [hash_of("mp-ann"), hash_of("mp-ann-2")], "tenant": "team"},
