@@ -47,6 +47,7 @@ async def test_B74_the_prefix_of_keys_is_that_of_the_start_and_a_change_is_warne
     try:
         runtime.reload(_settings(tmp_path, "second", expose_key=True))
         assert runtime.snapshot.service._policy.key_prefix == "first:"
+        assert runtime.snapshot.key_prefix == "first:", "purges find what is stored"
         assert runtime.snapshot.service._policy.expose_key
         assert "'cache_settings.key_prefix' takes effect at the next start" in caplog.text
     finally:
