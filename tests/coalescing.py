@@ -45,10 +45,13 @@ class FakeMedium:
     """What the coalescers share; tests read it and do harm to it.
 
     `acquired` counts the round trips. `held` has the flights under way, by key; `flights` all.
+    `stored_lately` has the keys of which whoever acquires one next is told so; tests let time pass
+    by clearing it.
     """
 
     def __init__(self) -> None:
         self.held: dict[str, FakeFlight] = {}
+        self.stored_lately: set[str] = set()
         self.flights: list[FakeFlight] = []
         self.acquired = 0
         self.is_down = False
@@ -124,10 +127,13 @@ class FakeMedium:
 class FakeLease:
     """A `Lease`; `released` lists each release as it was asked for."""
 
-    def __init__(self, coalescer: "FakeCoalescer", flight: FakeFlight) -> None:
+    def __init__(
+        self, coalescer: "FakeCoalescer", flight: FakeFlight, *, stored_lately: bool
+    ) -> None:
         self._coalescer = coalescer
         self._medium = coalescer.medium
         self.flight = flight
+        self.stored_lately = stored_lately
         self.released: list[FlightEnd] = []
 
     @property
@@ -156,6 +162,8 @@ class FakeLease:
         self._coalescer.leases.discard(self)
         if self._medium.held.get(self.key) is self.flight:
             del self._medium.held[self.key]
+            if end is FlightEnd.STORED:
+                self._medium.stored_lately.add(self.key)
             self.flight.finish(end)
 
 
@@ -210,7 +218,9 @@ class FakeCoalescer:
     def _acquire(self, key: str) -> Lease | Followed:
         if (held := self.medium.held.get(key)) is not None:
             return FakeFollowed(self.medium, held)
-        lease = FakeLease(self, self.medium.lead(key))
+        lately = self.medium.stored_lately
+        lease = FakeLease(self, self.medium.lead(key), stored_lately=key in lately)
+        lately.discard(key)
         self.leases.add(lease)
         return lease
 

@@ -39,6 +39,14 @@ class Lease(Protocol):
         """True once another is known to hold the key: what is made under this lease is void."""
         ...
 
+    @property
+    def stored_lately(self) -> bool:
+        """True where the lease before was released as `STORED` within the last 2 s or so.
+
+        Whoever looked for the entry before that may have missed it.
+        """
+        ...
+
     def when_wanted(self, callback: Callable[[], None]) -> None:
         """Have `callback` called, once, when somebody elsewhere follows live (perhaps at once)."""
         ...

@@ -162,12 +162,14 @@ class DiskCoalescer:
     # The threads.
 
     async def _acquire(self, keys: Sequence[str]) -> Acquired:
-        token, holders = await self._ask(
+        token, holders, lately = await self._ask(
             self._writer, lambda file: self._leases.acquire(file, keys)
         )
         return [
-            self._held.hold(key, token) if holder is None else DiskFollowed(self, key, holder)
-            for key, holder in zip(keys, holders, strict=True)
+            self._held.hold(key, token, stored_lately=stored)
+            if holder is None
+            else DiskFollowed(self, key, holder)
+            for key, holder, stored in zip(keys, holders, lately, strict=True)
         ]
 
     async def _ask(self, thread: SqliteThread | None, job: Job) -> Any:

@@ -1,6 +1,7 @@
 """The leases as a table of the disk store's file has them; each call is one transaction for many.
 
-A row is there while its lease is held, and, if anyone follows, for a while after its end. `ends_at`
+A row is there while its lease is held, and for a while after its end if anyone follows, or if an
+entry was stored: who looked for that before may have missed it. `ends_at`
 is wall-clock seconds, of the one clock that all workers of a machine share; a lease that claims to
 last longer than leases do was written before the clock stepped back, and is void. Older versions
 of the program pass the table over.
@@ -18,6 +19,7 @@ Row: TypeAlias = tuple[str, int]
 
 _SLACK_SECONDS: Final = 1.0  # by which clocks are corrected without stepping
 _MICROSECONDS: Final = 1_000_000
+_LATELY_SECONDS: Final = 2.0  # longer than a look-up takes, and the step from there to a lease
 _FENCE: Final = ""  # the key of the row with the highest token ever given: no store key is empty
 
 _TABLE: Final = (
@@ -36,8 +38,15 @@ _DROP: Final = "DELETE FROM leases WHERE key = ? AND ended IS NULL"
 _ADD: Final = "INSERT INTO leases (key, token, ends_at) VALUES (?, ?, ?)"
 _RENEW: Final = "UPDATE leases SET ends_at = ? WHERE key = ? AND token = ? AND ended IS NULL"
 _FORGET: Final = "DELETE FROM leases WHERE key = ? AND token = ? AND followed = 0"
+_STORED: Final = (
+    "SELECT 1 FROM leases WHERE key = ? AND ended = 'stored' AND ends_at > ? AND ends_at <= ?"
+)
 _END: Final = (
     "UPDATE leases SET ended = ?, ends_at = ? WHERE key = ? AND token = ? AND ended IS NULL"
+)
+_END_STORED: Final = (
+    "UPDATE leases SET ended = 'stored', ends_at = CASE followed WHEN 0 THEN ? ELSE ? END "
+    "WHERE key = ? AND token = ? AND ended IS NULL"
 )
 _LOOK: Final = "SELECT ended, ends_at FROM leases WHERE key = ? AND token = ?"
 _SWEEP: Final = "DELETE FROM leases WHERE key <> ? AND (ends_at <= ? OR ends_at > ?)"
@@ -52,15 +61,20 @@ class DiskLeases:
 
     def acquire(
         self, file: sqlite3.Connection, keys: Sequence[str]
-    ) -> tuple[int, list[int | None]]:
-        """The token of those that were free, and for each the token of who holds it, or None."""
+    ) -> tuple[int, list[int | None], list[bool]]:
+        """The token of those that were free, and for each the token of who holds it, or None.
+
+        Then, for each, whether it was free with an entry stored lately.
+        """
         file.execute(_TABLE)
         now = self._clock.wall()
         (last,) = file.execute(_LAST, (_FENCE,)).fetchone()
         token = max(int(now * _MICROSECONDS), (last or 0) + 1)
-        holders = []
+        holders, lately = [], []
         for key in keys:
             holder = file.execute(_HOLDER, (key, now, self._latest(now))).fetchone()
+            stored = file.execute(_STORED, (key, now, self._latest(now))).fetchone()
+            lately.append(holder is None and stored is not None)
             if holder is None:
                 file.execute(_DROP, (key,))
                 file.execute(_ADD, (key, token, now + self._lease_seconds))
@@ -69,7 +83,7 @@ class DiskLeases:
             holders.append(None if holder is None else holder[0])
         file.execute(_DROP, (_FENCE,))
         file.execute(_ADD, (_FENCE, token, 0.0))
-        return token, holders
+        return token, holders, lately
 
     def renew(self, file: sqlite3.Connection, rows: Sequence[Row]) -> list[bool]:
         """Whether each is still held; if so, it lasts a whole lease time from now."""
@@ -80,10 +94,14 @@ class DiskLeases:
     def release(self, file: sqlite3.Connection, ends: Sequence[tuple[Row, FlightEnd]]) -> None:
         """Give the keys free; where somebody follows, say for a lease time how it ended."""
         file.execute(_TABLE)
-        kept_until = self._clock.wall() + self._lease_seconds
+        now = self._clock.wall()
+        followed_until = now + self._lease_seconds
+        stored_until = now + min(_LATELY_SECONDS, self._lease_seconds)
         for row, end in ends:
-            if file.execute(_FORGET, row).rowcount == 0:
-                file.execute(_END, (end.value, kept_until, *row))
+            if end is FlightEnd.STORED:
+                file.execute(_END_STORED, (stored_until, followed_until, *row))
+            elif file.execute(_FORGET, row).rowcount == 0:
+                file.execute(_END, (end.value, followed_until, *row))
 
     def look(self, file: sqlite3.Connection, rows: Sequence[Row]) -> list[FlightEnd | None]:
         """How each ended, or None while it is held."""

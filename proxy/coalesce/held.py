@@ -39,13 +39,22 @@ class Recorder(Protocol):
 class HeldLease:
     """A `Lease`; made by `HeldLeases.hold`. Without a recorder nobody can follow live."""
 
-    def __init__(self, held: "HeldLeases", key: str, token: int, recorder: Recorder | None) -> None:
+    def __init__(
+        self,
+        held: "HeldLeases",
+        key: str,
+        token: int,
+        recorder: Recorder | None,
+        *,
+        stored_lately: bool,
+    ) -> None:
         self._held = held
         self._recorder = recorder
         self._callback: Callable[[], None] | None = None
         self._wanted = False
         self.key = key
         self.token = token
+        self.stored_lately = stored_lately
         self.lost = False
         self.released: asyncio.Future[None] | None = None
 
@@ -110,9 +119,16 @@ class HeldLeases:
         self._releasing: asyncio.Task[None] | None = None
         self._renewing: asyncio.Task[None] | None = None
 
-    def hold(self, key: str, token: int, recorder: Recorder | None = None) -> HeldLease:
+    def hold(
+        self,
+        key: str,
+        token: int,
+        recorder: Recorder | None = None,
+        *,
+        stored_lately: bool = False,
+    ) -> HeldLease:
         """A lease that was acquired; it is kept from now on."""
-        lease = HeldLease(self, key, token, recorder)
+        lease = HeldLease(self, key, token, recorder, stored_lately=stored_lately)
         self._held[key, token] = lease
         if self._renewing is None:
             self._renewing = self._tasks.start(self._renew(), name="lease-renewal")

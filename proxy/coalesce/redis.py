@@ -118,14 +118,17 @@ class RedisCoalescer:
         await self._redis.close()
 
     async def _acquire(self, keys: Sequence[str]) -> Acquired:
-        token, holders = await self._leases.acquire(keys)
+        token, holders, lately = await self._leases.acquire(keys)
         return [
-            self._hold(key, token) if holder is None else RedisFollowed(self._reader, key, holder)
-            for key, holder in zip(keys, holders, strict=True)
+            self._hold(key, token, stored_lately=stored)
+            if holder is None
+            else RedisFollowed(self._reader, key, holder)
+            for key, holder, stored in zip(keys, holders, lately, strict=True)
         ]
 
-    def _hold(self, key: str, token: int) -> HeldLease:
-        lease = self._held.hold(key, token, self._leases.recording(key, token))
+    def _hold(self, key: str, token: int, *, stored_lately: bool) -> HeldLease:
+        records = self._leases.recording(key, token)
+        lease = self._held.hold(key, token, records, stored_lately=stored_lately)
         if _message(key, token) in self._early:
             lease.want()
         return lease

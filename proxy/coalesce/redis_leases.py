@@ -12,6 +12,7 @@ from proxy.errors import StoreUnavailable
 _FENCE_MS: Final = 24 * 3600 * 1000
 _STREAM_SECONDS: Final = 30.0
 _PATIENCE_SECONDS: Final = 1.0  # for what nobody waits for
+_LATELY_MS: Final = 2000  # longer than a look-up takes, and the step from there to a lease
 
 
 class RedisLeases:
@@ -23,19 +24,21 @@ class RedisLeases:
         self._lease_ms = round(lease_seconds * 1000)
         self._stream_ms = round(max(_STREAM_SECONDS, 2 * lease_seconds) * 1000)
 
-    async def acquire(self, keys: Sequence[str]) -> tuple[int, list[int | None]]:
+    async def acquire(self, keys: Sequence[str]) -> tuple[int, list[int | None], list[bool]]:
         """The token of those that were free, and for each the token of who holds it, or None.
 
-        Its outcome is for the caller to count. Raises StoreUnavailable.
+        Then, for each, whether it was free with an entry stored lately. The outcome is for the
+        caller to count. Raises StoreUnavailable.
         """
         names = [self._names.fence, *map(self._names.lease, keys)]
         times = [self._lease_ms, _FENCE_MS]
         reply = await self._redis.attempt(ACQUIRE, names, times, _PATIENCE_SECONDS)
         try:
-            token, holders = reply
-            if len(holders) != len(keys):
+            token, holders, lately = reply
+            if not len(holders) == len(lately) == len(keys):
                 raise self._unexpected(reply)
-            return int(token), [None if each is None else int(each) for each in holders]
+            held_by = [None if each is None else int(each) for each in holders]
+            return int(token), held_by, [each == 1 for each in lately]
         except (TypeError, ValueError):
             raise self._unexpected(reply) from None
 
@@ -50,7 +53,7 @@ class RedisLeases:
                 raise self._redis.failed(self._unexpected(reply))
 
     async def release(self, leaving: Sequence[Leaving]) -> None:
-        told: list[Argument] = [self._stream_ms]
+        told: list[Argument] = [self._stream_ms, _LATELY_MS]
         for lease, end in leaving:
             told += [lease.token, lease.records, end.value]
         keys = self._keys([lease for lease, _ in leaving])

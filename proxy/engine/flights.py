@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from proxy.clock import Clock
 from proxy.coalesce.base import Coalescer, FlightEnd, Followed, Lease
+from proxy.core.decision import Hit, after_lookup
 from proxy.core.entry import Entry
 from proxy.core.freshness import is_fresh
 from proxy.core.marks import Verdict
@@ -152,7 +153,7 @@ class Flights:
                 leases.append(got)
                 flight.patience_seconds = _PATIENCE_SECONDS
                 got.when_wanted(lambda: self._share(flight, leases[0]))
-                return False
+                return got.stored_lately and await self._is_there(flight)
             flight.collapsed = True
             end = await self._follow(flight, got)
             if end is FlightEnd.STORED or end is FlightEnd.UNCACHEABLE:
@@ -170,6 +171,20 @@ class Flights:
         except StoreError:
             return None
         return got
+
+    async def _is_there(self, flight: Flight) -> bool:
+        """Whether an entry has come since it was looked for; then that is the end."""
+        plan, now = flight.plan, self._clock.wall()
+        key, rule = plan.derivation.key, plan.derivation.rule
+        assert key is not None
+        assert rule is not None
+        found = await self._entries.get_latest(flight.key)
+        decided = after_lookup(key, found, plan.control, rule, now=now)
+        if not isinstance(decided, Hit):
+            return False
+        flight.collapsed = True
+        flight.land(FlightEnd.STORED, decided.entry)
+        return True
 
     async def _follow(self, flight: Flight, followed: Followed) -> FlightEnd:
         try:

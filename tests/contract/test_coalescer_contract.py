@@ -191,6 +191,56 @@ async def test_B40_a_key_that_was_released_is_free(one: Coalescer, other: Coales
     await lead(other)
 
 
+async def test_B40_who_acquires_next_is_told_that_an_entry_was_stored(
+    one: Coalescer, other: Coalescer
+) -> None:
+    """It may have looked for the entry just before that."""
+    first = await lead(one)
+    assert not first.stored_lately
+    await first.release(FlightEnd.STORED)
+    second = await lead(other)
+    assert second.stored_lately
+    await second.release(FlightEnd.UNCACHEABLE)
+    assert not (await lead(one, "l")).stored_lately
+
+
+@pytest.mark.parametrize("end", [end for end in FlightEnd if end is not FlightEnd.STORED])
+@pytest.mark.parametrize("is_followed", [True, False])
+async def test_nothing_was_stored_lately_where_it_ended_otherwise(
+    one: Coalescer, other: Coalescer, end: FlightEnd, is_followed: bool
+) -> None:
+    lease = await lead(one)
+    if is_followed:
+        await follow(other)
+    await lease.release(end)
+    assert not (await lead(other)).stored_lately
+
+
+@pytest.mark.parametrize("is_followed", [True, False])
+async def test_B40_of_many_keys_each_is_told_of_its_own(
+    one: Coalescer, other: Coalescer, is_followed: bool
+) -> None:
+    keys = [f"k{i}" for i in range(6)]
+    leases = [await lead(one, key) for key in keys]
+    if is_followed:
+        await other.acquire(keys)
+    for lease in leases[::2]:
+        await lease.release(FlightEnd.STORED)
+    got = await other.acquire(keys)
+    told = [not isinstance(each, Followed) and each.stored_lately for each in got]
+    assert told == [True, False] * 3
+
+
+@TIMED
+async def test_that_it_was_stored_is_forgotten_after_a_while(
+    medium: Medium, one: Coalescer, other: Coalescer
+) -> None:
+    lease = await lead(one)
+    await lease.release(FlightEnd.STORED)
+    await until(lambda: not medium.left())
+    assert not (await lead(other)).stored_lately
+
+
 async def test_the_token_grows_with_every_lease_of_a_key(one: Coalescer, other: Coalescer) -> None:
     tokens = []
     for worker in (one, other, other, one) * 3:
@@ -373,6 +423,7 @@ async def test_a_cancelled_release_is_a_release(one: Coalescer, other: Coalescer
     releasing = asyncio.ensure_future(lease.release(FlightEnd.STORED))
     await asyncio.sleep(0)
     releasing.cancel()
+    await lease.release(FlightEnd.STORED)  # whoever waits for the same is not cancelled with it
     assert await story(followed, live=False) == ([], FlightEnd.STORED)
     await lead(other)
 

@@ -6,15 +6,20 @@ from dataclasses import replace
 import orjson
 import pytest
 
+from proxy.coalesce.base import FlightEnd
 from proxy.core.rules import Coalescing
+from proxy.core.selectors import Selector
+from proxy.engine.base import Answer
 from tests.unit.engine.crowds import (
     WHOLE,
+    Replicas,
     answered,
     asking,
     asking_whole,
     calls,
     going,
     leading_and_following,
+    nothing_left,
     replicas,
     saying,
     upstream,
@@ -364,3 +369,85 @@ async def test_B15_a_refresh_elsewhere_is_followed_and_not_done_twice() -> None:
             assert told(await engine.ask(), b"x-cache") == "HIT"
         assert calls(one, other) == [2, 0]
         assert other.witness.unattended == []
+
+
+# ---- who looked just before the entry came ----
+
+
+async def looked_too_early(here: Replicas, *, stream: bool = False) -> list[asyncio.Task[Answer]]:
+    """Clients of the second worker that found nothing, and ask when the first one has landed."""
+    one, other = here.engines
+    (leader,) = asking_whole(one, stream=stream)
+    await turns()
+    here.medium.stall()
+    late = asking(other, 3, stream=stream)
+    await turns()
+    answered(one, STREAM if stream else None)
+    await leader
+    await nothing_left(one)
+    return late
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_B40_who_looked_before_the_leader_landed_and_asks_after_it_finds_the_entry(
+    stream: bool,
+) -> None:
+    async with replicas() as here:
+        late = await looked_too_early(here, stream=stream)
+        here.store.log.clear()
+        here.medium.resume()
+        answers = await asyncio.gather(*late)
+        assert calls(*here.engines) == [1, 0]
+        assert here.store.log == ["get"], "one look for all"
+        assert {answer.body for answer in answers} == {WHOLE if stream else COMPLETION}
+        assert all("collapsed" in told(answer, b"cache-status") for answer in answers)
+        await here.over()
+        assert here.medium.flights[-1].end is FlightEnd.STORED, "for those who followed meanwhile"
+
+
+async def test_B40_an_ordinary_miss_looks_no_second_time() -> None:
+    async with replicas() as here:
+        (asked,) = asking(here.engines[0])
+        await turns()
+        answered(here.engines[0])
+        await asked
+        assert here.store.log.count("get") == 1
+
+
+@pytest.mark.parametrize("why", ["purged", "gone", "store down"])
+async def test_B40_what_was_stored_lately_and_can_t_be_had_is_asked_for(why: str) -> None:
+    async with replicas() as here:
+        one, other = here.engines
+        late = await looked_too_early(here)
+        if why == "purged":
+            await other.generations.add(Selector())
+        elif why == "gone":
+            here.store.values.clear()
+        else:
+            here.store.down.add("get")
+        here.medium.resume()
+        await turns()
+        assert calls(one, other) == [1, 1]
+        answered(other)
+        assert {answer.body for answer in await asyncio.gather(*late)} == {COMPLETION}
+        await here.over()
+
+
+async def test_B13_what_was_stored_lately_may_still_be_too_old_for_a_client() -> None:
+    async with replicas() as here:
+        one, other = here.engines
+        (leader,) = asking_whole(one)
+        await turns()
+        here.medium.stall()
+        late = going(other.ask_with((b"cache-control", b"max-age=0")))
+        await turns()
+        answered(one)
+        await leader
+        await nothing_left(one)
+        other.clock.advance(1.0)
+        here.medium.resume()
+        await turns()
+        assert calls(one, other) == [1, 1]
+        answered(other)
+        await late
+        await here.over()
