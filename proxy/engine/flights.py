@@ -174,12 +174,13 @@ class Flights:
 
     async def _is_there(self, flight: Flight) -> bool:
         """Whether an entry has come since it was looked for; then that is the end."""
-        plan, now = flight.plan, self._clock.wall()
+        plan = flight.plan
         key, rule = plan.derivation.key, plan.derivation.rule
         assert key is not None
         assert rule is not None
         found = await self._entries.get_latest(flight.key)
-        decided = after_lookup(key, found, plan.control, rule, now=now)
+        # Only now is it known what time it is: a soft purge ends an entry's time when it is read.
+        decided = after_lookup(key, found, plan.control, rule, now=self._clock.wall())
         if not isinstance(decided, Hit):
             return False
         flight.collapsed = True
