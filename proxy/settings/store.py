@@ -94,7 +94,8 @@ class RedisSettings(Section):
     connect_timeout_seconds: Wait = Field(default=1.0, description="Longest wait for a connection.")
     timeout_seconds: Wait = Field(
         default=0.05,
-        description="Longest wait for a look-up, whole batches included; then it's a miss.",
+        description="Longest wait for a look-up; then it's a miss. One for a batch of embeddings "
+        "may take 20 times as long, while replies keep coming.",
     )
     write_timeout_seconds: Wait = Field(default=1.0, description="Longest wait for a write.")
     max_value_bytes: Bytes = Field(

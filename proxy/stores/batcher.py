@@ -1,6 +1,7 @@
 """Merges the look-ups of one loop turn, so that many requests share one round trip."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeAlias
 
@@ -12,16 +13,28 @@ _Asked: TypeAlias = tuple[Sequence[str], "asyncio.Future[list[bytes | None]]"]
 
 # One reply holds the others of its batch up: with answers of 2 to 60 KB this keeps it small.
 BATCH_KEYS: Final = 64
+# Of one long look-up: all at once, they would wait for each other until the last are too late, and
+# those of other callers with them.
+_BATCHES_AT_ONCE: Final = 8
 
 
 class Batcher:
     """Collects what is asked until the loop turns, then fetches it in batches of `batch_keys`.
 
     A batch runs in a task of its own: a caller that goes away takes nothing from the others.
-    What `fetch` raises, each caller of that batch gets.
+    What `fetch` raises, each caller of that batch gets. A look-up longer than a few batches ends
+    with the first that fails, and after `longest_seconds`.
     """
 
-    def __init__(self, fetch: Fetch, tasks: TaskGroup, *, batch_keys: int = BATCH_KEYS) -> None:
+    def __init__(
+        self,
+        fetch: Fetch,
+        tasks: TaskGroup,
+        *,
+        batch_keys: int = BATCH_KEYS,
+        longest_seconds: float = math.inf,
+    ) -> None:
+        self._longest_seconds = longest_seconds
         self._fetch = fetch
         self._tasks = tasks
         self._batch_keys = batch_keys
@@ -35,17 +48,28 @@ class Batcher:
         if not keys:
             return []
         size = self._batch_keys
-        answers = [self._ask(keys[at : at + size]) for at in range(0, len(keys), size)]
-        if len(answers) == 1:
-            return await answers[0]
-        parts = await asyncio.gather(*answers, return_exceptions=True)
-        failures = [part for part in parts if isinstance(part, BaseException)]
-        if len(failures) == len(parts):
-            raise failures[0]
+        if len(keys) <= size:
+            return await self._ask(keys)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._longest_seconds
         values: list[bytes | None] = [None] * len(keys)
-        for number, part in enumerate(parts):
-            if not isinstance(part, BaseException):
-                values[number * size : number * size + len(part)] = part
+        failures: list[BaseException] = []
+        answered = 0
+        for begin in range(0, len(keys), size * _BATCHES_AT_ONCE):
+            if failures or loop.time() >= until:
+                break
+            places = range(begin, min(begin + size * _BATCHES_AT_ONCE, len(keys)), size)
+            asked = [self._ask(keys[at : at + size]) for at in places]
+            for at, part in zip(
+                places, await asyncio.gather(*asked, return_exceptions=True), strict=True
+            ):
+                if isinstance(part, BaseException):
+                    failures.append(part)
+                else:
+                    answered += 1
+                    values[at : at + len(part)] = part
+        if failures and not answered:
+            raise failures[0]
         return values
 
     def _ask(self, keys: Sequence[str]) -> "asyncio.Future[list[bytes | None]]":

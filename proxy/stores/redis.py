@@ -31,6 +31,8 @@ log = logging.getLogger("magic_proxy.stores")
 _BATCH_COMMANDS: Final = 256
 _BATCH_BYTES: Final = 1024 * 1024
 _SCAN_COUNT: Final = 500
+# For how many times the wait for one reply a look-up of many keys may go on, reply by reply.
+_LONGEST_LOOK_UP: Final = 20
 _INFO_LINE: Final = re.compile(rb"(\w+):(\d+)\r")
 
 
@@ -70,7 +72,9 @@ class RedisStore:
         breaker = Breaker(failure_threshold=failure_threshold, retry_seconds=retry_seconds)
         self._circuit = Circuit("redis", breaker, clock)
         self._tasks = TaskGroup()
-        self._batcher = Batcher(self._fetch, self._tasks)
+        self._batcher = Batcher(
+            self._fetch, self._tasks, longest_seconds=_LONGEST_LOOK_UP * timeout_seconds
+        )
         self._takes_writes = True
         self._watched = False
         self._closed = False

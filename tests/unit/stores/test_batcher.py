@@ -107,6 +107,35 @@ async def test_B50_what_was_found_counts_where_a_part_of_a_long_look_up_fails(
         await batcher.get_many(keys)
 
 
+async def test_B50_a_long_look_up_has_a_few_batches_under_way_and_leaves_room_for_others(
+    batcher: Batcher, fetches: Fetches
+) -> None:
+    fetches.gate.clear()
+    keys = [f"{number}" for number in range(1_000)]
+    long = asyncio.create_task(batcher.get_many(keys))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert len(fetches.batches) == 8
+    fetches.gate.set()
+    assert await long == [key.encode() for key in keys]
+
+
+async def test_B50_a_long_look_up_ends_with_the_first_batch_that_fails(
+    batcher: Batcher, fetches: Fetches
+) -> None:
+    keys = [f"{number}" for number in range(40)] + ["bad"] + ["late"] * 60
+    values = await batcher.get_many(keys)
+    assert values[:40] == [key.encode() for key in keys[:40]]
+    assert values[-4:] == [None] * 4
+    assert len(fetches.batches) == 16
+
+
+async def test_B50_a_long_look_up_ends_in_time(fetches: Fetches, tasks: TaskGroup) -> None:
+    batcher = Batcher(fetches, tasks, batch_keys=4, longest_seconds=0.0)
+    assert await batcher.get_many(["a"]) == [b"a"]
+    assert await batcher.get_many(["a"] * 5) == [None] * 5
+
+
 async def test_a_caller_that_goes_away_takes_nothing_from_the_others(
     batcher: Batcher, fetches: Fetches
 ) -> None:
