@@ -350,17 +350,6 @@ async def test_look_ups_of_one_turn_share_one_round_trip(
     assert b"cmdstat_get:" not in stats
 
 
-async def test_B50_one_look_up_of_very_many_keys_shuts_nobody_out(store: RedisStore) -> None:
-    puts = [key_value(number) for number in range(20_000)]
-    for at in range(0, len(puts), 1_000):
-        await store.put_many(puts[at : at + 1_000])
-    keys = [put.key for put in puts] * 3
-    found, other = await asyncio.gather(store.get_many(keys), get(store, "k1"))
-    assert store.available
-    assert other == b"v1"
-    assert found.count(None) < len(keys) // 2
-
-
 async def test_B50_a_server_out_of_memory_fails_writes_and_spares_reads(
     server: RedisServer, store: RedisStore, lines: Callable[[], list[str]]
 ) -> None:
