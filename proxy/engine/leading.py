@@ -24,6 +24,9 @@ from proxy.upstream.base import Exchange, Forwarder, Outgoing
 
 # A longer body is decoded and parsed, and a longer recording judged, in a thread.
 _INLINE_BYTES = 128 * 1024
+# So much is decoded at once, and so many times what an entry may have to read the usage in it.
+_CODED_BYTES = 4 * 1024
+_MOST_PLAIN = 4
 _FIRST_ERROR = 400
 _OTHER_FORM = "The worker that asked for this answer died, and a new one came in another form."
 
@@ -285,10 +288,9 @@ class _Judged:
 
 def _judged(settlement: Settlement, coded: bytes) -> _Judged:
     response = settlement.exchange.response
-    try:
-        body = decoder(_text(response.headers, b"content-encoding")).feed(coded)
-    except UnreadableCoding:
-        return _Judged(NotStored.CONTENT_CODING, None, None)
+    body = _decoded(_text(response.headers, b"content-encoding"), coded, settlement.max_bytes)
+    if isinstance(body, NotStored):
+        return _Judged(body, None, None)
     verdict = judge_json(
         settlement.plan.call.endpoint,
         response.status,
@@ -300,6 +302,22 @@ def _judged(settlement: Settlement, coded: bytes) -> _Judged:
     )
     usage = verdict.usage if isinstance(verdict, Recording) else _usage_in(body)
     return _Judged(verdict, usage, body)
+
+
+def _decoded(coding: str | None, coded: bytes, max_bytes: int) -> bytes | NotStored:
+    """The plain body; a little of some codings makes gigabytes, which nobody holds."""
+    plain: list[bytes] = []
+    size = 0
+    try:
+        reading = decoder(coding)
+        for at in range(0, len(coded), _CODED_BYTES):
+            plain.append(reading.feed(coded[at : at + _CODED_BYTES]))
+            size += len(plain[-1])
+            if size > _MOST_PLAIN * max_bytes:
+                return NotStored.TOO_LARGE
+    except UnreadableCoding:
+        return NotStored.CONTENT_CODING
+    return plain[0] if len(plain) == 1 else b"".join(plain)
 
 
 def _usage_in(body: bytes) -> Usage | None:
