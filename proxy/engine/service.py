@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import assert_never
 
 from proxy.clock import Clock
-from proxy.core.coding import gzipped, wants_gzip
 from proxy.core.decision import (
     Bypass,
     Forward,
@@ -24,7 +23,7 @@ from proxy.core.items import Items
 from proxy.core.key import CacheKey
 from proxy.core.matching import RuleSet
 from proxy.core.outcome import CLIENT_GONE, Forwarded, MissReason, Outcome, XCache
-from proxy.core.replay import FreshIds, Rendered, render
+from proxy.core.replay import Rendered
 from proxy.core.variants import Turns, variant_count
 from proxy.engine.answers import error_answer, hit_answer
 from proxy.engine.base import Answer, Call, Observer
@@ -39,12 +38,10 @@ from proxy.engine.lookup import Found, LookUps
 from proxy.engine.outcomes import outcome_of, stale_outcome
 from proxy.engine.plan import Plan, make_plan
 from proxy.engine.refresh import Refreshes
+from proxy.engine.rendering import INLINE_BYTES, put_into_form, rendered
 from proxy.engine.sharing import Sharing
 from proxy.errors import NotCached, ProxyError, UpstreamError
 from proxy.upstream.base import Forwarder
-
-# A longer body is read, and a longer payload put into another form, in a thread.
-_INLINE_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +104,7 @@ class CacheService:
 
         Waits only where the body is so long that it is read in a thread. Raises `RequestError`.
         """
-        if len(call.body) <= _INLINE_BYTES:
+        if len(call.body) <= INLINE_BYTES:
             return self._begun(self._plan(call))
         return self._begun(await asyncio.to_thread(self._plan, call))
 
@@ -126,9 +123,9 @@ class CacheService:
         if isinstance(looked, LookUp) and plan.batch is None:
             found = self._lookups.now(plan, looked)
             if found is not None and isinstance(hit := found.decision, Hit):
-                is_short = len(hit.entry.payload) <= _INLINE_BYTES
-                rendered = self._rendered(plan, hit.entry) if is_short else None
-                return plan if rendered is None else self._hit(plan, hit, found.store_key, rendered)
+                is_short = len(hit.entry.payload) <= INLINE_BYTES
+                told = rendered(plan, hit.entry, self._clock.wall()) if is_short else None
+                return plan if told is None else self._hit(plan, hit, found.store_key, told)
         return plan
 
     async def finish(self, plan: Plan) -> Answer:
@@ -255,20 +252,7 @@ class CacheService:
         )
 
     async def _put_into_form(self, plan: Plan, entry: Entry) -> Rendered | None:
-        if len(entry.payload) <= _INLINE_BYTES:
-            return self._rendered(plan, entry)
-        return await asyncio.to_thread(self._rendered, plan, entry)
-
-    def _rendered(self, plan: Plan, entry: Entry) -> Rendered | None:
-        """The entry in the form that the request wants, or None where it can't be put into it."""
-        fresh = None
-        if plan.renews_ids:
-            created = int(self._clock.wall())
-            fresh = FreshIds(id=f"chatcmpl-{plan.call.request_id}", created=created)
-        rendered = render(entry, plan.call.endpoint, plan.wanted, fresh=fresh)
-        if rendered is not None and wants_gzip(plan.call.headers):
-            return replace(rendered, body=gzipped(rendered.body), content_encoding=b"gzip")
-        return rendered
+        return await put_into_form(plan, entry, self._clock.wall())
 
     def _hit(self, plan: Plan, hit: Hit, store_key: str, rendered: Rendered) -> Answer:
         rule = plan.derivation.rule

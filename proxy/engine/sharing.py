@@ -1,6 +1,5 @@
 """One client's part in a flight: board the one that is under way, or start one, and be answered."""
 
-import asyncio
 from collections.abc import AsyncIterator
 
 from proxy.clock import Clock
@@ -9,7 +8,7 @@ from proxy.core.cache_status import outcome_headers
 from proxy.core.entry import Entry
 from proxy.core.outcome import MissReason, Outcome
 from proxy.core.recording import UsageFilter
-from proxy.core.replay import Wanted, render
+from proxy.core.replay import Wanted
 from proxy.core.stored_headers import forwarded_headers, stored_headers
 from proxy.engine.account import Account
 from proxy.engine.answers import hit_answer
@@ -19,12 +18,11 @@ from proxy.engine.flights import Errand, Flights
 from proxy.engine.leading import Leader
 from proxy.engine.outcomes import is_failing
 from proxy.engine.plan import Plan
+from proxy.engine.rendering import put_into_form
 from proxy.errors import ProxyError, UpstreamFailing
 
 # A flight that broke off may be tried again together, once; after that everyone goes alone.
 _MOST_FLIGHTS = 2
-# A longer payload is put into another form in a thread.
-_INLINE_BYTES = 64 * 1024
 _TRIED_AGAIN = frozenset({FlightEnd.FAILED, FlightEnd.ABANDONED})
 # Of the leader's own call; and a shared body goes out without its coding.
 _LEADERS_OWN = frozenset({b"x-request-id", b"content-encoding", b"set-cookie"})
@@ -56,7 +54,7 @@ class Sharing:
         `UpstreamFailing`: there is something better. Raises `UpstreamError`.
         """
         account = Account(outcome, self._observer, self._clock, plan.started)
-        part = _Part(plan, account, with_key=with_key, replaceable=replaceable)
+        part = _Part(plan, account, self._clock, with_key=with_key, replaceable=replaceable)
         if errand in {Errand.MISS, Errand.BETTER} and key is not None:
             for _ in range(_MOST_FLIGHTS):
                 flight = self._flights.joinable(key)
@@ -78,9 +76,12 @@ class Sharing:
 class _Part:
     """What one client makes of flights."""
 
-    def __init__(self, plan: Plan, account: Account, *, with_key: bool, replaceable: bool) -> None:
+    def __init__(
+        self, plan: Plan, account: Account, clock: Clock, *, with_key: bool, replaceable: bool
+    ) -> None:
         self._plan = plan
         self._account = account
+        self._clock = clock
         self._with_key = with_key
         self._replaceable = replaceable
 
@@ -149,10 +150,7 @@ class _Part:
 
     async def _from_entry(self, entry: Entry, flight: Flight, head: Head | None) -> Answer | None:
         plan = self._plan
-        if len(entry.payload) <= _INLINE_BYTES:
-            rendered = render(entry, plan.call.endpoint, plan.wanted)
-        else:
-            rendered = await asyncio.to_thread(render, entry, plan.call.endpoint, plan.wanted)
+        rendered = await put_into_form(plan, entry, self._clock.wall())
         if rendered is None:
             return None
         head = head or Head(entry.status, entry.headers, is_stream=False, upstream="")

@@ -1,8 +1,11 @@
 """What those who share a flight do not share, and flights that nobody wants any more."""
 
 import asyncio
+import gzip
+import tracemalloc
 from dataclasses import replace
 
+import orjson
 import pytest
 
 from proxy.core.paths import FieldPath
@@ -19,8 +22,8 @@ from tests.unit.engine.crowds import (
     started,
     upstream,
 )
-from tests.unit.engine.kit import RULE
-from tests.unit.engine.upstreams import JSON, STREAM, LiveResponse, turns
+from tests.unit.engine.kit import COMPLETION, RULE, told
+from tests.unit.engine.upstreams import JSON, STREAM, LiveResponse, body_of, turns
 
 pytestmark = pytest.mark.anyio
 
@@ -85,4 +88,44 @@ async def test_B41_who_comes_as_the_last_client_goes_does_not_join_what_is_given
     assert calls(engine) == [2]
     assert response.closed.is_set()
     await gone
+    await nothing_left(engine)
+
+
+async def test_B17_a_follower_has_an_id_of_its_own_where_the_rule_wants_new_ones() -> None:
+    engine = started(replace(RULE, fresh_ids=True))
+    asked = asking(engine, 2)
+    await turns()
+    answered(engine)
+    bodies = [await body_of(answer) for answer in await asyncio.gather(*asked)]
+    assert [orjson.loads(body)["id"] for body in bodies] == ["c", "chatcmpl-req_1"]
+    await nothing_left(engine)
+
+
+async def test_B19_a_follower_that_takes_no_plain_bytes_gets_none() -> None:
+    engine = started()
+    coded = (b"accept-encoding", b"gzip, identity;q=0")
+    asked = [*asking(engine), going(engine.ask_with(coded))]
+    await turns()
+    answered(engine)
+    _, follower = await asyncio.gather(*asked)
+    assert told(follower, b"content-encoding") == "gzip"
+    assert gzip.decompress(await body_of(follower)) == COMPLETION
+    await nothing_left(engine)
+
+
+async def test_B50_an_answer_that_unpacks_to_far_more_than_an_entry_is_passed_on_packed() -> None:
+    engine = started(replace(RULE, max_entry_bytes=100_000))
+    packed = gzip.compress(b" " * 50_000_000)
+    (asked,) = asking(engine)
+    await turns()
+    response = LiveResponse(headers=(*JSON, (b"Content-Encoding", b"gzip")))
+    upstream(engine).answer(0, response)
+    tracemalloc.start()
+    response.say_all([packed])
+    answer = await asked
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert await body_of(answer) == packed
+    assert "not-stored:too-large" in told(answer, b"cache-status")
+    assert most < 25_000_000
     await nothing_left(engine)
