@@ -18,6 +18,8 @@ from proxy.core.wire import Endpoint, JsonValue, header
 JSON_TYPE = b"application/json"
 SSE_TYPE = b"text/event-stream; charset=utf-8"
 
+_STRANGE = ""
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
@@ -60,8 +62,10 @@ def wanted_from(endpoint: Endpoint, fields: Mapping[str, JsonValue]) -> Wanted:
             return Wanted(stream=stream, include_usage=stream and asked, encoding=None)
         case Endpoint.EMBEDDINGS:
             encoding = fields.get("encoding_format")
-            named = encoding if isinstance(encoding, str) else FLOAT
-            return Wanted(stream=False, include_usage=False, encoding=named)
+            # What is neither absent nor a text, an upstream may read in a way of its own.
+            named = encoding if isinstance(encoding, str) else _STRANGE
+            wanted = FLOAT if encoding is None else named
+            return Wanted(stream=False, include_usage=False, encoding=wanted)
         case _:
             assert_never(endpoint)
 

@@ -112,6 +112,8 @@ def test_B23_the_form_that_a_chat_request_asks_for(
         ({"encoding_format": None}, "float"),
         ({"encoding_format": "base64", "stream": True}, "base64"),
         ({"encoding_format": "int8"}, "int8"),
+        ({"encoding_format": ["int8"]}, ""),
+        ({"encoding_format": 5}, ""),
     ],
 )
 def test_B33_the_encoding_that_an_embeddings_request_asks_for(
@@ -119,6 +121,7 @@ def test_B33_the_encoding_that_an_embeddings_request_asks_for(
 ) -> None:
     wanted = wanted_from(Endpoint.EMBEDDINGS, fields)
     assert wanted == Wanted(stream=False, include_usage=False, encoding=encoding)
+    assert wanted.is_deliverable is (encoding in {"float", "base64"})
 
 
 def test_B10_json_asked_for_as_json_is_the_very_payload() -> None:
