@@ -90,8 +90,13 @@ class _Reasons:
             self.by_digest[digest].append(reason)
 
     def explain(self, call: UpstreamCall) -> bool:
-        """Whether a request is left for this call: the one whose time is over first."""
-        fitting = sorted(self.by_digest[call.digests[0]], key=lambda reason: reason.closes)
+        """Whether a request is left for this call: the one that explains least besides.
+
+        Of equal ones it is the one whose time is over first.
+        """
+        fitting = sorted(
+            self.by_digest[call.digests[0]], key=lambda reason: (len(reason.left), reason.closes)
+        )
         return any(reason.takes(call) for reason in fitting)
 
 
