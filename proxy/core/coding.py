@@ -1,7 +1,7 @@
 """Content codings (RFC 9110 section 8.4): which can be read along, and reading them."""
 
 import zlib
-from typing import Protocol
+from typing import Final, Protocol
 
 import zstandard
 
@@ -9,9 +9,17 @@ from proxy.core.wire import Headers
 
 READABLE = ("gzip", "deflate", "zstd")
 
+# A few KB can be made to unfold to gigabytes. No answer that is read is longer.
+MOST_PLAIN_BYTES: Final = 256 * 1024 * 1024
+# So many coded bytes unfold to 128 MB at most: by then it is known that there are too many.
+_ZSTD_BYTES_AT_ONCE: Final = 4096
+
 
 class UnreadableCoding(ValueError):
-    """The bytes are not in the coding that the header names, or in one that is not known here."""
+    """The bytes are not in the coding that the header names, or in one that is not known here.
+
+    Or they unfold to more than is ever read at once.
+    """
 
 
 class Decoder(Protocol):
@@ -30,43 +38,62 @@ class _Identity:
 class _Zlib:
     """One gzip member after another (RFC 1952 section 2.2), or one zlib stream."""
 
-    def __init__(self, window_bits: int) -> None:
+    def __init__(self, window_bits: int, most_bytes: int) -> None:
         self._window_bits = window_bits
+        self._most_bytes = most_bytes
         self._decoder = zlib.decompressobj(window_bits)
 
     def feed(self, coded: bytes) -> bytes:
+        most = self._most_bytes + 1
         try:
-            plain = self._decoder.decompress(coded)
-            while rest := self._decoder.unused_data:
+            plain = self._decoder.decompress(coded, most)
+            while len(plain) < most and (rest := self._decoder.unused_data):
                 self._decoder = zlib.decompressobj(self._window_bits)
-                plain += self._decoder.decompress(rest)
+                plain += self._decoder.decompress(rest, most - len(plain))
         except zlib.error as error:
             raise UnreadableCoding(str(error)) from error
+        if len(plain) == most:
+            raise _too_long()
         return plain
 
 
 class _Zstd:
-    def __init__(self) -> None:
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
         self._decoder = zstandard.ZstdDecompressor().decompressobj()
 
     def feed(self, coded: bytes) -> bytes:
+        parts: list[bytes] = []
+        size = 0
         try:
-            return self._decoder.decompress(coded)
+            for at in range(0, len(coded), _ZSTD_BYTES_AT_ONCE):
+                parts.append(self._decoder.decompress(coded[at : at + _ZSTD_BYTES_AT_ONCE]))
+                size += len(parts[-1])
+                if size > self._most_bytes:
+                    raise _too_long()
         except zstandard.ZstdError as error:
             raise UnreadableCoding(str(error)) from error
+        return b"".join(parts)
 
 
-def decoder(content_encoding: str | None) -> Decoder:
-    """A decoder for one content coding. Raises `UnreadableCoding` for one not known here."""
+def _too_long() -> UnreadableCoding:
+    return UnreadableCoding("the plain bytes are too many")
+
+
+def decoder(content_encoding: str | None, *, most_bytes: int = MOST_PLAIN_BYTES) -> Decoder:
+    """A decoder for one content coding. Raises `UnreadableCoding` for one not known here.
+
+    No bytes that are fed at once may unfold to more than `most_bytes`.
+    """
     match (content_encoding or "identity").strip().lower():
         case "identity" | "":
             return _Identity()
         case "gzip" | "x-gzip":
-            return _Zlib(zlib.MAX_WBITS | 16)
+            return _Zlib(zlib.MAX_WBITS | 16, most_bytes)
         case "deflate":
-            return _Zlib(zlib.MAX_WBITS)
+            return _Zlib(zlib.MAX_WBITS, most_bytes)
         case "zstd":
-            return _Zstd()
+            return _Zstd(most_bytes)
         case other:
             raise UnreadableCoding(f"the content coding {other!r} can't be read")
 

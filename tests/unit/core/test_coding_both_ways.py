@@ -46,6 +46,21 @@ def test_B19_all_members_of_a_gzip_body_are_read() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("coding", "coded"),
+    [
+        ("gzip", gzip.compress(bytes(50_000_000))),
+        ("gzip", gzip.compress(b"x") * 2_000),
+        ("deflate", zlib.compress(bytes(50_000_000))),
+        ("zstd", zstandard.compress(bytes(50_000_000))),
+    ],
+    ids=["gzip", "gzip-members", "deflate", "zstd"],
+)
+def test_B56_what_unfolds_beyond_all_bounds_is_refused(coding: str, coded: bytes) -> None:
+    with pytest.raises(UnreadableCoding, match="too many"):
+        decoder(coding, most_bytes=1_000).feed(coded)
+
+
 @pytest.mark.parametrize("coding", ["br", "compress", "gzip, gzip", "nonsense"])
 def test_B14_an_unknown_coding_is_refused(coding: str) -> None:
     with pytest.raises(UnreadableCoding):
