@@ -32,6 +32,8 @@ async def test_B15_a_stale_answer_is_there_at_once_and_the_next_one_is_the_new_o
         await turns()
         assert await here.asked() == ("HIT", NEW)
         assert here.engine.witness.unattended == [("refresh", "stored")]
+        told_of = [outcome.x_cache.value for outcome in here.engine.witness.outcomes]
+        assert told_of == ["MISS", "STALE", "STALE", "HIT"]
         here.pass_time(59.9)
         assert await here.asked() == ("HIT", NEW), "it has a lifetime of its own"
 
@@ -204,6 +206,27 @@ async def test_B15_a_client_that_joins_a_refresh_shares_its_answer() -> None:
 
         assert "collapsed" in cache_status(await asked)
         assert here.engine.witness.unattended == [("refresh", "stored")]
+
+
+async def test_B40_those_who_want_a_younger_answer_share_it_and_renew_it_for_all() -> None:
+    async with ageing(RULE) as here:
+        here.pass_time(20)
+        young = (b"cache-control", b"max-age=10")
+        key = next(iter(here.engine.store.values))
+        before = here.engine.service.version(key)
+        asked = [going(here.engine.ask_with(young)) for _ in range(5)]
+        await turns()
+        assert await here.asked() == ("HIT", COMPLETION), "who takes the old one has it"
+        assert here.calls == 2
+        here.answer(NEW)
+
+        answers = await asyncio.gather(*asked)
+
+        assert {answer.body for answer in answers if isinstance(answer.body, bytes)} == {NEW}
+        assert sum("collapsed" in cache_status(answer) for answer in answers) == 4
+        assert all("fwd=request" in cache_status(answer) for answer in answers)
+        assert here.engine.service.version(key) != before, "nobody repeats the old one unasked"
+        assert await here.asked() == ("HIT", NEW)
 
 
 async def test_B15_where_the_answer_is_already_on_its_way_no_refresh_starts() -> None:
