@@ -149,7 +149,6 @@ class StreamReader:
         if now >= self._check_at:
             self._check_at = now + self._check_seconds
             await self._check(connection, asked.values())
-            self._works = True
         block = 0.0
         if not any(stream.gone for stream in asked.values()):
             block = max(self._check_at - self._clock.monotonic(), 0.001)
@@ -158,6 +157,8 @@ class StreamReader:
             (reply,) = await exchange(connection, [command])
         if isinstance(reply, ResponseError):
             raise reply
+        # Not before: a server that lets nobody read streams may answer all else, again and again.
+        self._works = True
         read = dict(reply or ())
         if rung := read.get(self._doorbell.encode()):
             self._heard = rung[-1][0]
