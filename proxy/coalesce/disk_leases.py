@@ -122,9 +122,17 @@ class DiskLeases:
             return FlightEnd.ABANDONED
         ended, ends_at = found
         if ended is not None:
-            return FlightEnd(ended)
+            return _known(ended)
         return None if now < ends_at <= self._latest(now) else FlightEnd.ABANDONED
 
     def _latest(self, now: float) -> float:
         """Beyond this no lease lasts that was taken under the clock as it is."""
         return now + self._lease_seconds + _SLACK_SECONDS
+
+
+def _known(ended: str) -> FlightEnd:
+    """The end that was told; one that another version of the program told is of no use here."""
+    try:
+        return FlightEnd(ended)
+    except ValueError:
+        return FlightEnd.FAILED
