@@ -5,12 +5,16 @@ It belongs to the engine: a task of its own works on it, and clients come and go
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 from proxy.core.entry import Entry, EntryMeta
 from proxy.core.rules import Coalescing, OnDisconnect
 from proxy.engine.item_asking import Asked, Want
 from proxy.engine.plan import Plan
 from proxy.errors import ProxyError
+
+# Leases are got for all items at once: many more would hold up what all share.
+MOST_SHARED: Final = 2048
 
 
 class Fetch:
@@ -55,9 +59,10 @@ class Fetch:
 
     @property
     def shares_elsewhere(self) -> bool:
-        """True where other workers and replicas may be asked."""
+        """True where other workers and replicas are asked: not for very many items."""
         rule = self.plan.derivation.rule
-        return self.joinable and rule is not None and rule.coalesce is Coalescing.SHARED
+        shares = self.joinable and rule is not None and rule.coalesce is Coalescing.SHARED
+        return shares and len(self.wants) <= MOST_SHARED
 
     def call(self, key: str) -> EntryMeta:
         """What purges look at: the call for this item as if its entry were stored at its start."""

@@ -9,6 +9,7 @@ import pytest
 
 from proxy.coalesce.base import FlightEnd
 from proxy.core.rules import Coalescing
+from proxy.engine.item_fetch import MOST_SHARED
 from proxy.errors import UpstreamUnreachable
 from tests.coalescing import FakeCoalescer, FakeMedium
 from tests.unit.engine.batch_kit import RULE, Embedder, Worker, floats, packed, parsed
@@ -61,6 +62,15 @@ async def under_way(worker: Worker, items: list[str]) -> "asyncio.Task[Any]":
 async def check(task: "asyncio.Task[Any]", *items: str) -> None:
     rows = parsed(await task)["data"]
     assert [row["embedding"] for row in rows] == [floats(packed(item)) for item in items]
+
+
+async def test_B50_very_many_items_are_asked_for_without_leases(two: Two) -> None:
+    two.go_on()
+    most = [f"{number}" for number in range(MOST_SHARED)]
+    await two.one.ask([*most, "one more"])
+    assert two.medium.acquired == 0
+    await two.one.ask([f"other {item}" for item in most])
+    assert two.medium.acquired == 1
 
 
 async def test_B30_B40_an_item_that_another_worker_asks_for_is_waited_for(two: Two) -> None:
