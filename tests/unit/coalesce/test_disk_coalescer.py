@@ -4,7 +4,7 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from proxy.backends.sqlite_file import open_file
 from proxy.clock import Clock, SystemClock
 from proxy.coalesce.base import FlightEnd, Followed
 from proxy.coalesce.disk import DiskCoalescer
+from proxy.coalesce.disk_leases import Row
 from proxy.errors import StoreUnavailable
 from proxy.stores.base import Put
 from proxy.stores.disk import DiskStore
@@ -227,13 +228,24 @@ async def test_closing_leaves_no_task_and_no_thread(make: Make) -> None:
         await one.acquire(["k"])
 
 
-async def test_a_look_costs_little_however_much_is_followed(make: Make) -> None:
-    """All that is followed is looked up at once, with growing pauses."""
+async def test_what_is_followed_is_looked_up_together_and_with_growing_pauses(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one, other = await make(), await make()
     keys = [f"k{i}" for i in range(1000)]
     leases = await one.acquire(keys)
     followed = await other.acquire(keys)
+    looked: list[int] = []
+    look = other._leases.look
+
+    def counted(file: sqlite3.Connection, rows: Sequence[Row]) -> list[FlightEnd | None]:
+        looked.append(len(rows))
+        return look(file, rows)
+
+    monkeypatch.setattr(other._leases, "look", counted)
     stories = [asyncio.ensure_future(story(each, live=False)) for each in followed]  # type: ignore[arg-type]
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.5)
     await asyncio.gather(*(lease.release(FlightEnd.STORED) for lease in leases))  # type: ignore[union-attr]
     assert await asyncio.gather(*stories) == [([], FlightEnd.STORED)] * 1000
+    assert 3 <= len(looked) <= 12
+    assert max(looked) == 1000

@@ -310,6 +310,7 @@ async def test_B50_a_redis_that_hangs_lets_its_followers_know(frail: Replicas) -
     lease = await lead(one)
     following = asyncio.ensure_future(story(await follow(other), live=True))
     await when_wanted(lease)
+    await until(lambda: len(readers(frail.server)) == 1)
     frail.server.pause()
     with pytest.raises(StoreUnavailable):
         await following
