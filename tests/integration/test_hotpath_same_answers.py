@@ -37,7 +37,7 @@ KEYS = {
     "clients": [{"name": "ann", "key_hashes": [hashed("mp-ann")]}],
     "upstreams": {"openai": {"api_keys": ["sk-pool"]}},
 }
-EMBED = {"model": "text-embedding-3-small", "input": ["amber", "birch"]}
+EMBED = {"model": "text-embedding-3-small", "input": ["amber"]}
 
 
 @dataclass(frozen=True)
