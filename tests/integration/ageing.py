@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -147,6 +148,9 @@ class Ages:
         self.standin.app.reset()  # what is held at a gate goes on
         for each in self._clients:
             each.close()
+        proxies = {each.proxy for each in self._clients}
+        with ThreadPoolExecutor(8) as stopping:  # each takes its time, and most of it waits
+            list(stopping.map(HotProxy.stop, proxies))
         self._starter.__exit__()
 
 
