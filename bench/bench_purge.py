@@ -95,7 +95,7 @@ async def purge_turn(server: Running, entries: int) -> Turn:
     (filler,) = await callers([server], 1)
     numbers = [next(_batches) for _ in range(math.ceil(entries / BATCH))]
     await _fill(server, filler, numbers)
-    await _check(server, filler, numbers, cached=True)
+    await _check(server, numbers, cached=True)
     (prober,) = await callers([server], 1)
     waits: list[tuple[float, float]] = []
     stop = asyncio.Event()
@@ -109,7 +109,7 @@ async def purge_turn(server: Running, entries: int) -> Turn:
         await asyncio.sleep(AFTER_SECONDS)
         after = resident_bytes(server.pid)
         stop.set()
-    await _check(server, filler, numbers, cached=False)
+    await _check(server, numbers, cached=False)
     for caller in (filler, prober):
         caller.hang_up()
     return Turn(
@@ -134,8 +134,9 @@ async def _fill(server: Running, caller: Caller, numbers: Sequence[int]) -> None
     assert held >= wanted, f"{held:,.0f} entries held ({already:,.0f} before), {wanted:,} wanted"
 
 
-async def _check(server: Running, caller: Caller, numbers: Sequence[int], *, cached: bool) -> None:
+async def _check(server: Running, numbers: Sequence[int], *, cached: bool) -> None:
     """Of some entries, whether a request finds them."""
+    (caller,) = await callers([server], 1)
     for at in range(SAMPLES):
         number = numbers[at * len(numbers) // SAMPLES]
         one = {
@@ -145,6 +146,7 @@ async def _check(server: Running, caller: Caller, numbers: Sequence[int], *, cac
         path, only = "/v1/embeddings", "cache-control: only-if-cached"
         heard = await caller.ask(request(server, orjson.dumps(one), path, only))
         assert heard.status == (200 if cached else 504), (heard.status, heard.cache_status)
+    caller.hang_up()
 
 
 async def _probe(
