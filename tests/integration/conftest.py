@@ -7,6 +7,7 @@ import openai
 import pytest
 
 from proxy.standin import RunningStandIn, start_standin
+from tests.integration.ageing import Ages
 from tests.integration.contract import Asker, Site
 from tests.integration.redis_server import RedisServer, redis_server
 from tests.integration.servers import ProxyFactory, RunningProxy
@@ -73,3 +74,18 @@ def site(whole_site: Site) -> Site:
 def ask(site: Site) -> NewAsker:
     """Makes clients of shared proxies: `ask()`, `ask({...})`; each has entries of its own."""
     return site.asker
+
+
+@pytest.fixture(scope="module")
+def ages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ages]:
+    """Proxies whose clock the test moves, kept for all tests of a module, and their upstream."""
+    with start_standin() as standin, Ages(standin, tmp_path_factory.mktemp("ages")) as running:
+        yield running
+
+
+@pytest.fixture
+def ageing(ages: Ages) -> Iterator[Ages]:
+    """Makes clients of these proxies; the stand-in has seen nothing and has no scripts."""
+    ages.begin()
+    yield ages
+    ages.end()

@@ -3,13 +3,13 @@
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
 import pytest
 
-from proxy.standin import RunningStandIn, Script, server_error, start_standin
+from proxy.standin import RunningStandIn, Script, server_error
 from tests.integration.ageing import TTL_SECONDS, Ageing, Ages, completion_id
 from tests.integration.contract import cache_status, chat
 from tests.integration.hotpath import Line, request
@@ -18,20 +18,6 @@ from tests.waiting import until
 
 
 @pytest.fixture(scope="module")
-def ages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ages]:
-    with start_standin() as standin, Ages(standin, tmp_path_factory.mktemp("ages")) as running:
-        yield running
-
-
-@pytest.fixture
-def ageing(ages: Ages) -> Iterator[Ages]:
-    """Clients of proxies in front of a stand-in that has seen nothing, and has no scripts."""
-    ages.begin()
-    yield ages
-    ages.end()
-
-
-@pytest.fixture
 def upstream(ages: Ages) -> RunningStandIn:
     return ages.standin
 
