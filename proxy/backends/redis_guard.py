@@ -67,7 +67,7 @@ class GuardedRedis:
         self._clock = clock
         self._probe = probe
         self._probe_seconds = probe_seconds
-        self._link = RedisLink(
+        self.link = RedisLink(
             url,
             max_connections=max_connections,
             connect_timeout_seconds=connect_timeout_seconds,
@@ -97,6 +97,17 @@ class GuardedRedis:
         self.admit()
         return await self._ask(commands, seconds)
 
+    async def exchange(self, commands: Sequence[Command], seconds: float) -> list[Any]:
+        """The same, with error replies among the replies: what they mean is for the caller to say.
+
+        Whether these were what was asked for is the caller's to count.
+        """
+        self.admit()
+        try:
+            return await self._within(seconds, self.link.ask(commands))
+        except StoreUnavailable as error:
+            raise self.failed(error) from error
+
     async def run(
         self,
         script: RedisScript,
@@ -124,7 +135,7 @@ class GuardedRedis:
         seconds: float,
     ) -> Any:
         """The same, with an outcome that is for the caller to count."""
-        reply = await self._within(seconds, script.run(self._link.ask, keys, arguments))
+        reply = await self._within(seconds, script.run(self.link.ask, keys, arguments))
         self._refuse_errors([reply])
         return reply
 
@@ -145,15 +156,19 @@ class GuardedRedis:
             self._watch()
         return self._unavailable(text)
 
+    def fail_over(self) -> None:
+        """The server was demoted: the name may lead to the new primary by now."""
+        self._tasks.start(self.link.drop_idle(), name="redis-fail-over")
+
     async def close(self) -> None:
         """Safe to call twice."""
         self._closed = True
         await self._tasks.cancel()
-        await self._link.close()
+        await self.link.close()
 
     async def _ask(self, commands: Sequence[Command], seconds: float) -> list[Any]:
         try:
-            replies = await self._within(seconds, self._link.ask(commands))
+            replies = await self._within(seconds, self.link.ask(commands))
             self._refuse_errors(replies)
         except StoreUnavailable as error:
             self.failed(error)
@@ -173,8 +188,7 @@ class GuardedRedis:
     def _refuse_errors(self, replies: Sequence[object]) -> None:
         for reply in replies:
             if isinstance(reply, ReadOnlyError):
-                # Demoted: the name may lead to the new primary by now.
-                self._tasks.start(self._link.drop_idle(), name="redis-fail-over")
+                self.fail_over()
             if isinstance(reply, ResponseError):
                 raise self._unavailable(reply)
 

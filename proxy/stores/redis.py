@@ -7,7 +7,6 @@ that no request pays for the probe.
 Needs Redis 6.2 (`SET … PXAT`). Expired and evicted entries are Redis's own business.
 """
 
-import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -15,11 +14,9 @@ from typing import Any, Final, cast
 
 from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 
-from proxy.backends.circuit import Circuit
 from proxy.backends.redis_dial import Command
-from proxy.backends.redis_link import RedisLink
+from proxy.backends.redis_guard import GuardedRedis
 from proxy.clock import Clock
-from proxy.core.breaker import Breaker
 from proxy.errors import StoreUnavailable
 from proxy.stores.base import Put, StoreStats
 from proxy.stores.batcher import Batcher
@@ -59,40 +56,39 @@ class RedisStore:
         ca_file: str | None = None,
         max_value_bytes: int = 1024 * 1024,
     ) -> None:
-        self._clock = clock
         self._max_value_bytes = max_value_bytes
         self._timeout_seconds = timeout_seconds
         self._write_timeout_seconds = write_timeout_seconds
-        self._link = RedisLink(
+        self._redis = GuardedRedis(
+            "redis",
             url,
+            clock=clock,
             max_connections=max_connections,
             connect_timeout_seconds=connect_timeout_seconds,
             ca_file=ca_file,
+            failure_threshold=failure_threshold,
+            retry_seconds=retry_seconds,
+            probe_seconds=write_timeout_seconds,
         )
-        breaker = Breaker(failure_threshold=failure_threshold, retry_seconds=retry_seconds)
-        self._circuit = Circuit("redis", breaker, clock)
         self._tasks = TaskGroup()
         self._batcher = Batcher(
             self._fetch, self._tasks, longest_seconds=_LONGEST_LOOK_UP * timeout_seconds
         )
         self._takes_writes = True
-        self._watched = False
-        self._closed = False
 
     @property
     def available(self) -> bool:
-        return self._circuit.closed and not self._closed
+        return self._redis.available
 
     async def open(self) -> None:
         """Look whether the server is there; if it is not, the circuit finds out later."""
-        if not await self._ping():
-            self._watch()  # finds out whether that was all, and opens the circuit if not
+        await self._redis.open()
 
     def get_now(self, key: str) -> bytes | None:  # noqa: ARG002 - Redis is never at hand
         return None
 
     async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
-        self._admit()
+        self._redis.admit()
         return await self._batcher.get_many(keys)
 
     async def get_latest(self, keys: Sequence[str]) -> list[bytes | None]:
@@ -103,7 +99,7 @@ class RedisStore:
         for at in range(0, len(keys), _BATCH_COMMANDS):
             some = keys[at : at + _BATCH_COMMANDS]
             commands: list[Command] = [("GETRANGE", key, 0, length - 1) for key in some]
-            for reply in await self._ask(commands, self._write_timeout_seconds):
+            for reply in await self._redis.exchange(commands, self._write_timeout_seconds):
                 if isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE"):
                     heads.append(None)
                 else:
@@ -113,7 +109,7 @@ class RedisStore:
     async def put_many(self, puts: Sequence[Put]) -> None:
         for batch in _batches(puts):
             commands = [self._write(put) for put in batch]
-            replies = await self._ask(commands, self._write_timeout_seconds)
+            replies = await self._redis.exchange(commands, self._write_timeout_seconds)
             self._written(replies)
             for command, reply in zip(commands, replies, strict=True):
                 self._checked(reply, _is_stored if command[0] == "SET" else _is_number)
@@ -128,7 +124,7 @@ class RedisStore:
         removed = 0
         for at in range(0, len(keys), _BATCH_COMMANDS):
             command = ("UNLINK", *keys[at : at + _BATCH_COMMANDS])
-            replies = await self._ask([command], self._write_timeout_seconds)
+            replies = await self._redis.exchange([command], self._write_timeout_seconds)
             self._written(replies)
             removed += self._checked(replies[0], _is_number)
         return removed
@@ -139,7 +135,7 @@ class RedisStore:
         cursor = b"0"
         while True:
             command = ("SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN_COUNT)
-            (reply,) = await self._ask([command], self._write_timeout_seconds)
+            (reply,) = await self._redis.exchange([command], self._write_timeout_seconds)
             cursor, keys = self._checked(reply, _is_page)
             for key in keys:
                 yield key.decode("utf-8", "surrogateescape")
@@ -149,54 +145,29 @@ class RedisStore:
     async def stats(self) -> StoreStats:
         """Of the whole server, which may hold other things too."""
         commands: list[Command] = [("DBSIZE",), ("INFO", "memory")]
-        entries, info = await self._ask(commands, self._write_timeout_seconds)
+        entries, info = await self._redis.exchange(commands, self._write_timeout_seconds)
         self._checked(entries, _is_number)
         memory = dict(_INFO_LINE.findall(self._checked(info, _is_bytes)))
         used, bound = int(memory.get(b"used_memory", 0)), int(memory.get(b"maxmemory", 0))
         return StoreStats(entries=entries, bytes=used, max_bytes=bound or None)
 
     async def close(self) -> None:
-        self._closed = True
         await self._tasks.cancel()
-        await self._link.close()
+        await self._redis.close()
 
     async def _fetch(self, keys: Sequence[str]) -> list[bytes | None]:
         """One MGET; a key that holds something else than a string comes back as None."""
-        (values,) = await self._ask([("MGET", *keys)], self._timeout_seconds)
+        (values,) = await self._redis.exchange([("MGET", *keys)], self._timeout_seconds)
         self._checked(values, lambda reply: _are_values(reply, len(keys)))
         return cast("list[bytes | None]", values)
-
-    async def _ask(self, commands: Sequence[Command], seconds: float) -> list[Any]:
-        self._admit()
-        return await self._ask_anyway(commands, seconds)
-
-    def _admit(self) -> None:
-        # Not Circuit.admit: the probe of a half-open circuit is the watch's ping alone.
-        if not self.available:
-            raise StoreUnavailable("redis: closed" if self._closed else "redis: circuit open")
-
-    async def _ask_anyway(self, commands: Sequence[Command], seconds: float) -> list[Any]:
-        try:
-            async with asyncio.timeout(seconds):
-                replies = await self._link.ask(commands)
-        except TimeoutError:
-            raise self._failed(f"no reply within {seconds:g} s") from None
-        except Exception as error:  # boundary: redis-py stumbles over a broken server in many ways
-            raise self._failed(str(error) or type(error).__name__) from error
-        return replies
-
-    def _failed(self, reason: str) -> StoreUnavailable:
-        if self._circuit.failed(reason):
-            self._watch()
-        return StoreUnavailable(f"redis: {reason}")
 
     def _checked(self, reply: Any, is_sound: Callable[[Any], bool]) -> Any:
         """The reply, if it is what was asked for; all else counts against the server."""
         if isinstance(reply, ResponseError):
-            raise self._failed(str(reply))
+            raise self._redis.failed(str(reply))
         if not is_sound(reply):
-            raise self._failed("the reply is not of the form that was asked for")
-        self._circuit.succeeded()
+            raise self._redis.failed("the reply is not of the form that was asked for")
+        self._redis.succeeded()
         return reply
 
     def _written(self, replies: list[Any]) -> None:
@@ -207,41 +178,13 @@ class RedisStore:
                 log.info("redis: takes writes again")
             return
         if isinstance(refusal, ReadOnlyError):
-            # Demoted: the name may lead to the new primary by now.
-            self._tasks.start(self._link.drop_idle(), name="redis-fail-over")
+            self._redis.fail_over()
         elif not (isinstance(refusal, OutOfMemoryError) or _says_no_writes(refusal)):
-            raise self._failed(str(refusal))
+            raise self._redis.failed(str(refusal))
         if self._takes_writes:
             self._takes_writes = False
             log.warning("redis: takes no writes (%s)", refusal)
         raise StoreUnavailable(f"redis: {refusal}")
-
-    def _watch(self) -> None:
-        if not self._closed and not self._watched:
-            self._watched = True
-            self._tasks.start(self._find_out(), name="redis-watch")
-
-    async def _find_out(self) -> None:
-        """Ping, with growing pauses while the circuit is open, until the server answers."""
-        try:
-            while True:
-                await self._clock.sleep(self._circuit.seconds_to_retry)
-                try:
-                    self._circuit.admit()
-                except StoreUnavailable:
-                    continue
-                if await self._ping():
-                    return
-        finally:
-            self._watched = False
-
-    async def _ping(self) -> bool:
-        try:
-            (reply,) = await self._ask_anyway([("PING",)], self._write_timeout_seconds)
-            self._checked(reply, lambda reply: reply == b"PONG")
-        except StoreUnavailable:
-            return False
-        return True
 
 
 def _are_values(reply: object, count: int) -> bool:

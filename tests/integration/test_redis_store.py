@@ -275,24 +275,24 @@ async def test_B51_a_connection_with_an_unread_reply_is_closed(
     server: RedisServer, store: RedisStore
 ) -> None:
     await store.put_many([key_value(1)])
-    (connection,) = store._link._idle
+    (connection,) = store._redis.link._idle
     server.pause()
-    asking = asyncio.ensure_future(store._link.ask([("GET", "k1")]))
+    asking = asyncio.ensure_future(store._redis.link.ask([("GET", "k1")]))
     await until(lambda: server.unread() > 0)
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
     server.resume()
     assert not connection.is_connected
-    assert connection not in store._link._idle
-    assert store._link._open == 0
+    assert connection not in store._redis.link._idle
+    assert store._redis.link._open == 0
 
 
 async def test_B51_a_connection_on_which_something_unasked_arrived_is_closed(
     server: RedisServer, store: RedisStore
 ) -> None:
     await store.put_many([key_value(1)])
-    (connection,) = store._link._idle
+    (connection,) = store._redis.link._idle
     await connection.send_command("GET", "k1")
     await until_data(connection)
     assert await get(store, "none") is None
@@ -307,7 +307,7 @@ async def test_a_server_that_closed_the_idle_connections_costs_nothing(
     server: RedisServer, store: RedisStore, lines: Callable[[], list[str]]
 ) -> None:
     await store.put_many([key_value(1)])
-    (connection,) = store._link._idle
+    (connection,) = store._redis.link._idle
     server.command("CLIENT", "KILL", "TYPE", "normal")
     await until_data(connection)
     assert await get(store, "k1") == b"v1"
@@ -323,7 +323,7 @@ async def test_connections_are_no_more_than_allowed(server: RedisServer) -> None
     clients = server.command("CLIENT", "LIST", "TYPE", "normal").count(b"name=")
     assert clients <= 3 + 1  # and the one that asks
     await store.close()
-    assert store._link._open == 0
+    assert store._redis.link._open == 0
 
 
 async def test_B50_what_is_too_large_to_be_read_in_time_is_not_kept(server: RedisServer) -> None:
