@@ -37,7 +37,7 @@ class Batch:
         self.entries: dict[str, Entry] = {}
         self.hits: set[str] = set()
         self.asked: list[Asked] = []
-        """The answers to those."""
+        """The answers to this call's own upstream requests."""
         self.reason: Forward | None = None
         """Why the upstream had to be asked: that of the first item that it was asked for."""
         self.not_stored = ""

@@ -158,7 +158,9 @@ def _judged(plan: Plan, asked: Asked, now: float, took: float) -> Asked:
     asked = replace(asked, refused=refused, in_order=found.in_order, usage=read_usage(found.counts))
     if refused is not None and asked.passes:
         return asked
-    return replace(asked, entries=_entries(plan, asked, found, body, now, took))
+    entries = _entries(plan, asked, found, body, now, took)
+    # What is not passed on as it came lives on in the entries alone.
+    return replace(asked, entries=entries, body=asked.body if asked.passes else b"")
 
 
 def _entries(
