@@ -1,55 +1,93 @@
-"""Acquisitions that nobody waits for longer than they like, and that leave no lease behind.
+"""Acquisitions: many at once in one round trip, none waited for too long, no lease left behind.
 
-Each runs in a task that is never cut off: what it gets when its caller has gone, or was told that
-it took too long, is let go of.
+What is asked in one turn of the loop goes together, as does what is asked while all round trips
+that there may be are under way. A round trip is never cut off: what it gets for a caller who has
+gone, or was told that it took too long, is let go of.
 """
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeAlias
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, TypeAlias
 
 from proxy.backends.deadline import deadline
 from proxy.coalesce.base import FlightEnd, Followed, Lease
+from proxy.errors import StoreUnavailable
 from proxy.tasks import TaskGroup
 
 Acquired: TypeAlias = list[Lease | Followed]
 
+_BATCH_KEYS: Final = 500  # the medium does nothing else meanwhile
+_MOST_TRIPS: Final = 3
+
 
 class Acquisitions:
-    """Those under way."""
+    """Those under way. `acquire` is a round trip; it raises StoreUnavailable and no else."""
 
-    def __init__(self, tasks: TaskGroup, *, timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        acquire: Callable[[Sequence[str]], Awaitable[Acquired]],
+        tasks: TaskGroup,
+        *,
+        timeout_seconds: float,
+    ) -> None:
+        self._acquire = acquire
         self._tasks = tasks
         self._timeout_seconds = timeout_seconds
-        self._under_way: set[asyncio.Task[Acquired]] = set()
+        self._queue: list[tuple[Sequence[str], asyncio.Future[Acquired]]] = []
+        self._trips: set[asyncio.Task[None]] = set()
+        self._is_departing = False
 
     def __bool__(self) -> bool:
-        return bool(self._under_way)
+        return bool(self._trips)
 
-    async def wait(self, work: Coroutine[Any, Any, Acquired]) -> Acquired | None:
-        """What `work` gets, or None where that takes too long. Raises what it raises."""
-        task: asyncio.Task[Acquired]
-        task = self._tasks.start(work, name="lease-acquire", awaited=True)
-        self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
+    async def wait(self, keys: Sequence[str]) -> Acquired | None:
+        """What there is for `keys`, or None where that takes too long. Raises StoreUnavailable."""
+        asked: asyncio.Future[Acquired] = asyncio.get_running_loop().create_future()
+        self._queue.append((keys, asked))
+        self._depart()
         try:
             async with deadline(self._timeout_seconds):
-                return await asyncio.shield(task)
+                return await asyncio.shield(asked)
         except TimeoutError:
-            task.add_done_callback(self._let_go)
+            asked.add_done_callback(self._let_go)
             return None
         except asyncio.CancelledError:
-            task.add_done_callback(self._let_go)
+            asked.add_done_callback(self._let_go)
             raise
 
     async def settle(self) -> None:
         """Wait until all have come to an end."""
-        if self._under_way:
-            await asyncio.wait(self._under_way)
+        while self._trips:
+            await asyncio.wait(self._trips)
 
-    def _let_go(self, task: asyncio.Task[Acquired]) -> None:
-        if task.cancelled() or task.exception() is not None:
+    def _depart(self) -> None:
+        if not self._is_departing and len(self._trips) < _MOST_TRIPS:
+            self._is_departing = True
+            trip: asyncio.Task[None] = self._tasks.start(self._travel(), name="lease-acquire")
+            self._trips.add(trip)
+            trip.add_done_callback(self._trips.discard)
+
+    async def _travel(self) -> None:
+        self._is_departing = False
+        while self._queue:
+            batch = [self._queue.pop(0)]
+            size = len(batch[0][0])
+            while self._queue and size + len(self._queue[0][0]) <= _BATCH_KEYS:
+                batch.append(self._queue.pop(0))
+                size += len(batch[-1][0])
+            try:
+                got = await self._acquire([key for keys, _ in batch for key in keys])
+            except StoreUnavailable as error:
+                for _, asked in batch:
+                    asked.set_exception(StoreUnavailable(error.message))
+            else:
+                rest = iter(got)
+                for keys, asked in batch:
+                    asked.set_result([next(rest) for _ in keys])
+
+    def _let_go(self, asked: asyncio.Future[Acquired]) -> None:
+        if asked.exception() is not None:
             return
-        for got in task.result():
+        for got in asked.result():
             if not isinstance(got, Followed):
                 self._tasks.start(got.release(FlightEnd.ABANDONED), name="lease-return")

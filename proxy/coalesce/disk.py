@@ -45,7 +45,9 @@ class DiskCoalescer:
         self._tasks = TaskGroup()
         self._leases = DiskLeases(clock, lease_seconds=lease_seconds)
         self._held = HeldLeases(self, clock, self._tasks, lease_seconds=lease_seconds)
-        self._acquisitions = Acquisitions(self._tasks, timeout_seconds=timeout_seconds)
+        self._acquisitions = Acquisitions(
+            self._acquire, self._tasks, timeout_seconds=timeout_seconds
+        )
         breaker = Breaker(failure_threshold=_FAILURES, retry_seconds=retry_seconds)
         self._circuit = Circuit("disk leases", breaker, clock)
         self._writer: SqliteThread | None = None
@@ -76,7 +78,7 @@ class DiskCoalescer:
             raise StoreUnavailable("disk leases: closed")
         self._circuit.admit()
         try:
-            got = await self._acquisitions.wait(self._acquire(keys))
+            got = await self._acquisitions.wait(keys)
         except StoreUnavailable as error:
             self._circuit.failed(error)
             raise

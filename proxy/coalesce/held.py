@@ -12,6 +12,7 @@ from proxy.errors import StoreUnavailable
 from proxy.tasks import TaskGroup
 
 _BATCH: Final = 500  # leases at once: the medium does nothing else meanwhile
+_CLOSING_SECONDS: Final = 2.0
 _RENEWALS: Final = 3  # per lease time
 
 
@@ -147,7 +148,7 @@ class HeldLeases:
         for lease in list(self._held.values()):
             self._leave(lease, FlightEnd.ABANDONED)
         if self._releasing is not None:
-            await asyncio.wait({self._releasing})
+            await asyncio.wait({self._releasing}, timeout=_CLOSING_SECONDS)
 
     async def renew_now(self) -> None:
         """Renew, and learn who is followed: messages may have been missed."""

@@ -69,7 +69,9 @@ class RedisCoalescer:
         )
         self._leases = RedisLeases(self._redis, self._names, lease_seconds=lease_seconds)
         self._held = HeldLeases(self._leases, clock, self._tasks, lease_seconds=lease_seconds)
-        self._acquisitions = Acquisitions(self._tasks, timeout_seconds=timeout_seconds)
+        self._acquisitions = Acquisitions(
+            self._acquire, self._tasks, timeout_seconds=timeout_seconds
+        )
         self._reader = StreamReader(
             self._redis,
             RedisDialler(url, connect_timeout_seconds=connect_timeout_seconds, ca_file=ca_file),
@@ -100,7 +102,7 @@ class RedisCoalescer:
             raise StoreUnavailable("redis leases: closed")
         self._redis.admit()
         try:
-            got = await self._acquisitions.wait(self._acquire(keys))
+            got = await self._acquisitions.wait(keys)
         except StoreUnavailable as error:
             self._redis.failed(error)
             raise

@@ -21,6 +21,9 @@ from proxy.tasks import TaskGroup
 _READ_ENTRIES: Final = 64  # of each stream, per read
 _DOORBELL_MS: Final = 60_000
 _CHECK_BATCH: Final = 500
+_FEW_STREAMS: Final = 20
+_PAUSE_PER_STREAM: Final = 0.000_02
+_LONGEST_PAUSE: Final = 0.01
 _REPLY_SECONDS: Final = 1.0  # for a reply, beyond what the read was told to block
 
 
@@ -159,6 +162,9 @@ class StreamReader:
             raise reply
         # Not before: a server that lets nobody read streams may answer all else, again and again.
         self._works = True
+        if reply and len(asked) > _FEW_STREAMS:
+            # A read costs as much as there are streams: let more come for each.
+            await self._clock.sleep(min(len(asked) * _PAUSE_PER_STREAM, _LONGEST_PAUSE))
         read = dict(reply or ())
         if rung := read.get(self._doorbell.encode()):
             self._heard = rung[-1][0]
