@@ -236,3 +236,13 @@ def test_a_time_that_is_not_finite_is_not_encoded(member: str, time: float) -> N
 def test_a_text_that_is_not_unicode_is_not_encoded() -> None:
     with pytest.raises(ValueError, match="no stored form"):
         encode(changed(ENTRY, model="\ud800"))
+
+
+def test_a_payload_that_shrinks_by_less_than_a_third_stays_as_it_is() -> None:
+    source = random.Random(2)
+    for share, compressed in ((0.75, False), (0.5, True)):
+        noise = source.randbytes(int(8000 * share))
+        entry = changed(ENTRY, payload=noise + b"a" * (8000 - len(noise)))
+        value = encode(entry)
+        assert (len(value) < 8000) is compressed
+        assert decode(value, entry.key) == entry
