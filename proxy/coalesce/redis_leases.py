@@ -22,6 +22,7 @@ class RedisLeases:
         self._redis = redis
         self._names = names
         self._lease_ms = round(lease_seconds * 1000)
+        self._lately_ms = min(_LATELY_MS, self._lease_ms)
         self._stream_ms = round(max(_STREAM_SECONDS, 2 * lease_seconds) * 1000)
 
     async def acquire(self, keys: Sequence[str]) -> tuple[int, list[int | None], list[bool]]:
@@ -53,7 +54,7 @@ class RedisLeases:
                 raise self._redis.failed(self._unexpected(reply))
 
     async def release(self, leaving: Sequence[Leaving]) -> None:
-        told: list[Argument] = [self._stream_ms, _LATELY_MS]
+        told: list[Argument] = [self._stream_ms, self._lately_ms]
         for lease, end in leaving:
             told += [lease.token, lease.records, end.value]
         keys = self._keys([lease for lease, _ in leaving])

@@ -20,7 +20,7 @@ from tests.integration.redis_server import redis_server
 
 pytestmark = pytest.mark.anyio
 
-LEASE_SECONDS = 1.0
+LEASE_SECONDS = 0.6
 SLACK_SECONDS = 2.0
 LEADER = Path(__file__).with_name("lead_until_killed.py")
 ROOT = LEADER.parents[3]

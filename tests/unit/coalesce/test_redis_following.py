@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from proxy.coalesce import redis_records
+from proxy.coalesce import redis_following, redis_records
 from proxy.coalesce.base import FlightEnd, FollowEvent, Landed, Lease, Published
 from proxy.coalesce.redis import RedisCoalescer
 from proxy.errors import FellBehind, StoreUnavailable
@@ -304,7 +304,10 @@ async def test_B50_a_redis_that_goes_away_lets_its_followers_know(frail: Replica
     await lease.release(FlightEnd.STORED)
 
 
-async def test_B50_a_redis_that_hangs_lets_its_followers_know(frail: Replicas) -> None:
+async def test_B50_a_redis_that_hangs_lets_its_followers_know(
+    frail: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_following, "_REPLY_SECONDS", 0.3)
     one = await frail.start(lease_seconds=1.0)
     other = await frail.start(lease_seconds=1.0)
     lease = await lead(one)
