@@ -162,15 +162,15 @@ class StreamReader:
             raise reply
         # Not before: a server that lets nobody read streams may answer all else, again and again.
         self._works = True
-        if reply and len(asked) > _FEW_STREAMS:
-            # A read costs as much as there are streams: let more come for each.
-            await self._clock.sleep(min(len(asked) * _PAUSE_PER_STREAM, _LONGEST_PAUSE))
         read = dict(reply or ())
         if rung := read.get(self._doorbell.encode()):
             self._heard = rung[-1][0]
         for name, stream in asked.items():
             if stream.position is positions[name]:  # else somebody joined meanwhile: from the start
                 stream.take(read.get(name, ()))
+        if reply and len(asked) > _FEW_STREAMS:
+            # A read costs as much as there are streams: let more come for the next.
+            await self._clock.sleep(min(len(asked) * _PAUSE_PER_STREAM, _LONGEST_PAUSE))
 
     def _command(self, positions: dict[bytes, bytes], block: float) -> Command:
         blocks = ("BLOCK", round(block * 1000)) if block else ()
@@ -193,11 +193,6 @@ class StreamReader:
             for stream, holds in zip(batch, held, strict=True):
                 stream.gone = not holds
 
-    def _fail_all(self, reason: object) -> None:
-        error = (
-            reason
-            if isinstance(reason, StoreUnavailable)
-            else StoreUnavailable(f"redis leases: {reason}")
-        )
+    def _fail_all(self, error: StoreUnavailable) -> None:
         for stream in self._streams.values():
             stream.settle(error)
