@@ -89,6 +89,7 @@ class Flight:
         self.collapsed = False
         """True where another process asked the upstream."""
         self.wanted_live = asyncio.Event()
+        self._streams: Plan | None = None
         """Somebody wants it as a stream."""
         self.task: asyncio.Task[None] | None = None
         self.sharing: asyncio.Task[None] | None = None
@@ -204,15 +205,24 @@ class Flight:
         """True while no client waits for it."""
         return self._participants == 0
 
-    def board(self, *, leads: bool, streams: bool) -> None:
-        """One more waits for this flight.
+    @property
+    def asking(self) -> Plan:
+        """Whose request goes upstream: the first one's.
 
-        `leads` where the request that goes upstream is its, `streams` where it wants a stream.
+        To go on with a stream of which a part was handed on, that of one who streams.
         """
+        begun = self._head is not None and self._head.is_stream
+        return self._streams if begun and self._streams is not None else self.plan
+
+    def board(self, plan: Plan, *, leads: bool) -> None:
+        """One more waits for this flight; `leads` where the request that goes upstream is its."""
         self._participants += 1
         self._led = self._led or leads
-        if streams:
+        if plan.wanted.stream:
             self.wanted_live.set()
+            # One with the usage chunk serves those without as well.
+            if self._streams is None or plan.wanted.include_usage:
+                self._streams = plan
 
     def follow(self) -> None:
         """Whoever led is told of another's request upstream: the one of this flight is nobody's."""

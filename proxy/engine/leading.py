@@ -52,7 +52,7 @@ class Leader:
         A flight that already has a part of its body, from a leader that died, goes on after it
         where the new answer begins in the same way. Raises `UpstreamError`.
         """
-        plan = flight.plan
+        plan = flight.asking
         began = self.clock.monotonic()
         flight.is_asked = True
         exchange = await self.forwarder.send(plan.chain, _outgoing(plan, flight.store_key))

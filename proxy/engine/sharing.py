@@ -87,7 +87,7 @@ class _Part:
 
     async def aboard(self, flight: Flight, *, leads: bool) -> Answer | None:
         """The answer from this flight; None where it has none for this client."""
-        flight.board(leads=leads, streams=self._plan.wanted.stream)
+        flight.board(self._plan, leads=leads)
         try:
             answer = await self._answer(flight, leads=leads)
         except BaseException:  # cancellation too: the flight must know that one less waits
@@ -114,7 +114,7 @@ class _Part:
     def _takes(self, flight: Flight, head: Head) -> bool:
         """Whether a follower can have the answer as it comes."""
         wanted = self._plan.wanted
-        if _finds_fault(head.status) and self._plan.call.body != flight.plan.call.body:
+        if _finds_fault(head.status) and self._plan.call.body != flight.asking.call.body:
             return False  # what is not in the key may be what is wrong with the leader's
         if head.body is not None:
             # All who asked share an error; a good answer is better rendered from its entry.

@@ -307,9 +307,37 @@ async def test_B24_who_was_promised_the_usage_chunk_is_not_left_without() -> Non
         await turns()
         await here.kill(one)
         leader.cancel()
+        answered(other, [*SAME[:-1], usage_chunk(), DONE])
+        (outgoing,) = [
+            bytes(sent.body) for sent in upstream(other).sent if isinstance(sent.body, bytes)
+        ]
+        assert b'"include_usage":true' in outgoing, "who was promised it lends its request"
+        assert await plain == WHOLE
+        assert usage_chunk() in await asked
+
+
+async def test_B41_who_streams_lends_its_request_where_a_plain_one_began_the_flight() -> None:
+    async with replicas() as here:
+        one, other = here.engines
+        (leader,) = asking_whole(one, stream=True)
+        await turns()
+        (whole,) = asking_whole(other)
+        await turns()
+        streams = asking_whole(other, 2, stream=True)
+        await turns()
+        saying(one, STREAM[0])
+        await turns()
+        await here.kill(one)
+        leader.cancel()
+        await turns()
+        (outgoing,) = [
+            bytes(sent.body) for sent in upstream(other).sent if isinstance(sent.body, bytes)
+        ]
+        assert b'"stream":true' in outgoing
         answered(other, SAME)
-        results = await asyncio.gather(plain, asked, return_exceptions=True)
-        assert [type(result) for result in results] == [UpstreamProtocolError] * 2
+        assert await asyncio.gather(*streams) == [WHOLE] * 2
+        message = orjson.loads(await whole)["choices"][0]["message"]
+        assert message["content"] == "Once upon"
 
 
 async def test_B41_an_error_for_an_answer_breaks_the_stream_and_is_tried_again_for_the_rest() -> (
