@@ -166,7 +166,7 @@ async def over_redis(url: str, turns: int) -> None:
     }
 
     def alone(key: str) -> Awaitable[object]:
-        return store._link.ask([("GET", key)])  # noqa: SLF001 - what a get without merging costs
+        return store._redis.link.ask([("GET", key)])  # noqa: SLF001 - what a get without merging costs
 
     await write()
     variants: dict[str, Variant] = {
