@@ -148,7 +148,9 @@ rules = st.sampled_from(
         },
     ]
 )
-values = st.one_of(texts, st.integers(-(2**70), 2**70), st.floats(allow_nan=False, allow_infinity=False), st.none())
+values = st.one_of(
+    texts, st.integers(-(2**70), 2**70), st.floats(allow_nan=False, allow_infinity=False), st.none()
+)
 around = st.dictionaries(
     st.sampled_from(["dimensions", "user", "zone", "a", "input2", "inpu", "é"]), values, max_size=4
 )
