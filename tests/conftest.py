@@ -1,6 +1,11 @@
 """Fixtures that every test may use."""
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# What is slow on a busy machine is not wrong.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ from proxy.clock import Clock
 from proxy.coalesce.base import Coalescer, FlightEnd, Followed, Lease
 from proxy.core.decision import Hit, after_lookup
 from proxy.core.entry import Entry
-from proxy.core.freshness import is_fresh
 from proxy.core.marks import Verdict
 from proxy.core.rules import Coalescing, OnDisconnect
 from proxy.engine.base import FlightObserver
@@ -174,18 +173,21 @@ class Flights:
 
     async def _is_there(self, flight: Flight) -> bool:
         """Whether an entry has come since it was looked for; then that is the end."""
+        found = await self._entries.get_latest(flight.key)
+        if not isinstance(found, Entry) or not self._serves(flight, found):
+            return False
+        flight.collapsed = True
+        flight.land(FlightEnd.STORED, found)
+        return True
+
+    def _serves(self, flight: Flight, found: Entry) -> bool:
+        """Whether the client may have this entry, by now: it may be one that it found too old."""
         plan = flight.plan
         key, rule = plan.derivation.key, plan.derivation.rule
         assert key is not None
         assert rule is not None
-        found = await self._entries.get_latest(flight.key)
-        # Only now is it known what time it is: a soft purge ends an entry's time when it is read.
         decided = after_lookup(key, found, plan.control, rule, now=self._clock.wall())
-        if not isinstance(decided, Hit):
-            return False
-        flight.collapsed = True
-        flight.land(FlightEnd.STORED, decided.entry)
-        return True
+        return isinstance(decided, Hit)
 
     async def _follow(self, flight: Flight, followed: Followed) -> FlightEnd:
         try:
@@ -197,7 +199,7 @@ class Flights:
         if end is FlightEnd.STORED or end is FlightEnd.UNCACHEABLE:
             found = await self._entries.get_latest(flight.key) if end is FlightEnd.STORED else None
             # An older one is what is there where the leader's could not be kept after all.
-            is_there = isinstance(found, Entry) and is_fresh(found, self._clock.wall())
+            is_there = isinstance(found, Entry) and self._serves(flight, found)
             if end is FlightEnd.STORED and not is_there and not flight.is_streaming:
                 return FlightEnd.FAILED
             if flight.is_streaming:

@@ -12,7 +12,7 @@ from proxy.coalesce.base import (
     Published,
 )
 
-LEASE_SECONDS = 0.6
+LEASE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
