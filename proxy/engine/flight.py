@@ -89,8 +89,8 @@ class Flight:
         self.collapsed = False
         """True where another process asked the upstream."""
         self.wanted_live = asyncio.Event()
-        self._streams: Plan | None = None
         """Somebody wants it as a stream."""
+        self._streams: Plan | None = None
         self.task: asyncio.Task[None] | None = None
         self.sharing: asyncio.Task[None] | None = None
         """Publishes to followers elsewhere, where there are any."""

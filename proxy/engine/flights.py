@@ -214,7 +214,7 @@ class Flights:
 
     def _share(self, flight: Flight, lease: Lease) -> None:
         """Somebody elsewhere follows: let them have what we get."""
-        if flight.sharing is None and flight.end is None:
+        if flight.sharing is None:
             flight.sharing = self._tasks.start(share(flight, lease), name="flight-share")
             flight.sharing.add_done_callback(lambda _: flight.reconsider())
 

@@ -75,7 +75,7 @@ class Following:
                     case Published(records=records):
                         for record in records:
                             await self._take(read_record(record))
-                        await self._flight.body.room()
+                            await self._flight.body.room()
                     case Landed(end=end):
                         return self._checked(end)
         return FlightEnd.ABANDONED

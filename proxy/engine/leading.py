@@ -108,7 +108,7 @@ class _Stream:
             async for raw in response.aiter_raw():
                 await self._take(raw)
                 if self._is_worthless and flight.is_unattended and not flight.is_shared_elsewhere:
-                    flight.abandon()  # whoever comes at this moment must not get half of it
+                    flight.abandon()  # whoever begins to read along now must not take it for whole
                     break
                 await flight.body.room(flight.patience_seconds)
         except UpstreamError:

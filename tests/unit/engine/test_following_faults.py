@@ -1,6 +1,7 @@
 """A medium that fails, and followers that fall behind: everyone is answered all the same (B41, B50)."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -20,7 +21,7 @@ from tests.unit.engine.crowds import (
     replicas,
     saying,
 )
-from tests.unit.engine.kit import COMPLETION
+from tests.unit.engine.kit import COMPLETION, RULE
 from tests.unit.engine.upstreams import DONE, STREAM, chunk, turns
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
@@ -206,6 +207,19 @@ async def test_B43_a_stream_without_its_end_is_never_taken_for_the_whole(
         assert calls(here.engines[0]) == [1]
         answered(here.engines[0], SAME)
         assert await client == (WHOLE if handed_on else b"".join(SAME))
+
+
+async def test_B43_what_is_said_at_once_does_not_pass_those_who_have_not_begun_to_read() -> None:
+    """A follower that comes late gets much in one go, more than may be held."""
+    async with replicas(replace(RULE, max_entry_bytes=1000), count=1) as here:
+        key = await key_of(here)
+        leader = led_by_hand(here, key)
+        clients = asking_whole(here.engines[0], 3, stream=True)
+        await turns()
+        many = [*[chunk("x" * 200) for _ in range(30)], *STREAM]
+        leader.records.extend([*said(*many), written(Ended(None))])
+        here.medium.land(key, FlightEnd.UNCACHEABLE)
+        assert await asyncio.gather(*clients) == [b"".join(many)] * 3
 
 
 @pytest.mark.parametrize("end", list(FlightEnd))
