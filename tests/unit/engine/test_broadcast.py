@@ -1,6 +1,8 @@
 """One body, many readers: each gets every byte in order, or an error; nobody holds another up."""
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 import pytest
 
@@ -8,6 +10,7 @@ from proxy.engine.broadcast import READ_AHEAD_BYTES, Broadcast, Piece, Reader
 from proxy.errors import CutOff, UpstreamProtocolError
 
 pytestmark = pytest.mark.anyio
+T = TypeVar("T")
 
 
 def piece(text: bytes) -> Piece:
@@ -191,3 +194,58 @@ async def test_the_terminal_piece_tells_that_the_answer_is_complete() -> None:
     assert not reader.has_terminal
     await reader.read()
     assert reader.has_terminal
+
+
+# ---- who waits for the end ----
+
+
+def going(work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+    return asyncio.get_running_loop().create_task(work)
+
+
+async def test_B43_while_somebody_waits_for_the_end_the_source_waits_for_no_reader() -> None:
+    body = Broadcast(max_bytes=10 * READ_AHEAD_BYTES, keeps=True)
+    body.reader(trimmed=False)
+    body.append(piece(b"x" * READ_AHEAD_BYTES))
+    waiting = going(body.room())
+    await turns()
+    assert not waiting.done()
+    with body.hurried():
+        await waiting
+        await body.room()
+    waiting = going(body.room())
+    await turns()
+    assert not waiting.done(), "and for the fastest one again afterwards"
+    waiting.cancel()
+
+
+async def test_B43_what_is_held_is_bounded_while_somebody_waits_for_the_end() -> None:
+    body = Broadcast(max_bytes=10, keeps=True)
+    slow = body.reader(trimmed=False)
+    with body.hurried():
+        for _ in range(100):
+            body.append(piece(b"abcd"))
+            assert len(body.whole()) <= 10
+    with pytest.raises(CutOff):
+        await slow.read()
+
+
+async def test_B43_patience_with_readers_ends_once_for_all() -> None:
+    body = Broadcast(max_bytes=10 * READ_AHEAD_BYTES, keeps=True)
+    body.reader(trimmed=False)
+    body.append(piece(b"x" * READ_AHEAD_BYTES))
+    await body.room(0.01)
+    body.append(piece(b"x" * READ_AHEAD_BYTES))
+    await body.room(3600.0)
+
+
+async def test_B43_beyond_what_is_held_the_source_waits_however_long() -> None:
+    body = Broadcast(max_bytes=100, keeps=True)
+    reader = body.reader(trimmed=False)
+    body.append(piece(b"x" * 101))
+    assert not body.is_whole
+    waiting = going(body.room(0.001))
+    await asyncio.sleep(0.02)
+    assert not waiting.done()
+    await reader.read()
+    await waiting

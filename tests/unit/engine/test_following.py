@@ -149,11 +149,16 @@ async def test_B40_a_stream_that_comes_when_the_leader_has_landed_gets_the_entry
         leader, wholes = await leading_and_following(here, leads=True, follows=False)
         answered(one, STREAM)
         assert await leader == WHOLE
-        late = asking_whole(other, stream=True)
-        await turns()
-        here.store.gate.set()
-
-        assert await asyncio.gather(*late) == [WHOLE]
+        (late,) = asking(other, stream=True)
+        answer = await late
+        assert not isinstance(answer.body, bytes)
+        read = b""
+        async for piece in answer.body:
+            read += piece
+            if read == WHOLE:  # while the store is still busy
+                here.store.gate.set()
+        assert read == WHOLE
+        await answer.body.aclose()
         assert text_of(await wholes[0]) == "Once upon"
         assert calls(one, other) == [1, 0]
         await here.over()
@@ -234,6 +239,15 @@ async def test_B16_a_follower_elsewhere_saves_what_the_leader_was_billed(leaves:
         assert outcome.complete
         assert outcome.usage == one.witness.outcomes[0].usage is not None
         assert other.witness.unattended == [], "nobody was billed for it here"
+
+
+async def test_B16_who_waited_for_the_entry_saves_what_the_leader_was_billed() -> None:
+    async with replicas() as here:
+        leader, followers = await leading_and_following(here, leads=False, follows=False)
+        answered(here.engines[0])
+        await asyncio.gather(leader, *followers)
+        (outcome,) = here.engines[1].witness.outcomes
+        assert outcome.usage == here.engines[0].witness.outcomes[0].usage is not None
 
 
 async def test_B17_a_follower_elsewhere_has_a_request_id_of_its_own() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from proxy.core.rules import OnDisconnect
 from proxy.core.selectors import Selector
+from proxy.engine.following import share
 from proxy.engine.write_behind import WriteLimits
 from proxy.errors import UpstreamProtocolError, UpstreamUnreachable
 from tests.unit.engine.crowds import (
@@ -19,20 +20,25 @@ from tests.unit.engine.crowds import (
     going,
     leading_and_following,
     left,
+    nothing_left,
     replicas,
     saying,
+    started,
     upstream,
 )
 from tests.unit.engine.kit import COMPLETION, RULE, told
 from tests.unit.engine.upstreams import (
     DONE,
     JSON,
+    SSE,
     STREAM,
     LiveResponse,
+    UsageForwarder,
     body_of,
     chunk,
     event,
     turns,
+    usage_chunk,
 )
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
@@ -72,12 +78,55 @@ async def test_B41_after_an_uncacheable_answer_all_go_at_once_and_not_one_by_one
 async def test_B41_an_uncacheable_stream_is_still_whole_for_those_who_follow_it() -> None:
     async with replicas() as here:
         leader, followers = await leading_and_following(here, leads=True, follows=True, followers=3)
+        here.store.log.clear()
         answered(here.engines[0], CUT)
         assert await asyncio.gather(leader, *followers) == [b"".join(CUT)] * 4
         assert calls(*here.engines) == [1, 0]
         await here.over()
-        assert here.store.values == {}
+        assert here.store.log == [], "there is nothing to look for"
         assert all(outcome.complete for outcome in here.engines[1].witness.outcomes)
+
+
+async def test_B41_a_stream_that_ends_in_the_middle_of_an_event_is_followed_to_its_last_byte() -> (
+    None
+):
+    """What an upstream sends is passed on as it is, also what is not well."""
+    async with replicas(count=0) as here:
+        one, other = here.add(forwarder=UsageForwarder()), here.add(forwarder=UsageForwarder())
+        leader, (plain,) = await leading_and_following(here, leads=True, follows=True)
+        (asked,) = asking_whole(other, stream=True, stream_options={"include_usage": True})
+        await turns()
+        odd = [STREAM[0], b"data: {"]
+        answered(one, odd)
+        assert set(await asyncio.gather(leader, plain, asked)) == {b"".join(odd)}
+        assert calls(one, other) == [1, 0]
+        await here.over()
+
+
+async def test_B41_a_stream_in_a_coding_that_can_t_be_read_is_its_leaders_alone() -> None:
+    async with replicas(count=0) as here:
+        one, other = here.add(forwarder=UsageForwarder()), here.add(forwarder=UsageForwarder())
+        (asked,) = asking(one, stream=True)
+        await turns()
+        followers = [*asking_whole(one, stream=True), *asking_whole(other, stream=True)]
+        await turns()
+        response = LiveResponse(headers=(*SSE, (b"Content-Encoding", b"br")))
+        upstream(one).answer(0, response)
+        leader = await asked
+        assert not isinstance(leader.body, bytes)
+        reading = aiter(leader.body)
+        for piece in (b"\x0b\x02\x80", b"\x68\x69\x03"):
+            response.say(piece)
+            assert await anext(reading) == piece, "as it comes"
+        await turns()
+        assert calls(one, other) == [2, 1], "the others need not wait for its end"
+        answered(one, STREAM)
+        answered(other, STREAM)
+        assert await asyncio.gather(*followers) == [WHOLE] * 2
+        response.say(None)
+        assert [piece async for piece in reading] == []
+        await left(leader)
+        await here.over()
 
 
 @pytest.mark.parametrize(
@@ -332,6 +381,24 @@ async def test_B54_who_asks_after_a_purge_waits_for_nobody_who_asked_before_it()
         await here.over()
 
 
+async def test_B54_an_older_request_that_lands_leaves_the_newer_one_to_be_joined() -> None:
+    async with replicas(count=1) as here:
+        (one,) = here.engines
+        (before,) = asking_whole(one)
+        await turns()
+        await one.generations.add(Selector())
+        after = asking_whole(one)
+        await turns()
+        answered(one, call=0)
+        await before
+        after += asking_whole(one)
+        await turns()
+        assert calls(one) == [2]
+        answered(one, call=1)
+        assert await asyncio.gather(*after) == [COMPLETION] * 2
+        await here.over()
+
+
 # ---- clients that go ----
 
 
@@ -433,7 +500,9 @@ async def test_B42_who_goes_before_the_upstream_was_asked_has_nothing_asked() ->
         assert calls(one) == [0]
 
 
-async def test_B42_publishing_that_fails_does_not_keep_the_work_up_for_nobody() -> None:
+async def test_B42_publishing_that_fails_does_not_keep_the_work_up_for_nobody(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async with replicas(replace(RULE, on_disconnect=OnDisconnect.CANCEL)) as here:
         one, other = here.engines
         leader, followers = await leading_and_following(here, leads=True, follows=True)
@@ -450,22 +519,98 @@ async def test_B42_publishing_that_fails_does_not_keep_the_work_up_for_nobody() 
         assert await asyncio.gather(*followers) == [WHOLE]
         here.medium.come_back(empty=True)
         await here.over()
+    assert caplog.get_records("call") == [], "the medium's own circuit tells of it"
+
+
+async def test_B42_what_turns_out_hopeless_with_nobody_waiting_is_let_go_of() -> None:
+    async with replicas() as here:
+        one = here.engines[0]
+        (client,) = asking_whole(one, stream=True)
+        await turns()
+        response = saying(one, STREAM[0])
+        await turns()
+        client.cancel()
+        await turns()
+        assert not response.closed.is_set(), "it may still become an entry"
+        response.say(event(error={"message": "overloaded"}))
+        await turns()
+        assert response.closed.is_set()
+        await here.over()
+        assert one.witness.unattended == [("finish", "uncacheable")]
+
+
+async def test_B16_a_hopeless_stream_whose_leader_went_is_billed_at_its_end() -> None:
+    async with replicas(count=0) as here:
+        one = here.add(forwarder=UsageForwarder())
+        goes, stays = asking_whole(one, 2, stream=True)
+        await turns()
+        bad = event(error={"message": "overloaded"})
+        response = saying(one, STREAM[0], bad)
+        await turns()
+        goes.cancel()
+        await turns()
+        response.say_all([usage_chunk(), DONE])
+        assert await stays == STREAM[0] + bad + DONE
+        await here.over()
+        assert one.witness.unattended == [("finish", "uncacheable")]
+
+
+async def test_B42_a_refresh_goes_on_when_a_client_that_joined_it_leaves() -> None:
+    async with replicas(replace(RULE, stale_while_revalidate_seconds=60.0), count=1) as here:
+        (one,) = here.engines
+        (asked,) = asking(one)
+        await turns()
+        answered(one)
+        await asked
+        await here.over()
+        one.clock.advance(70.0)
+        here.medium.stall()
+        assert told(await one.ask(), b"x-cache") == "STALE"
+        joined = going(one.ask_with((b"cache-control", b"max-age=5")))
+        await turns()
+        joined.cancel()
+        await turns()
+        here.medium.resume()
+        await turns()
+        assert calls(one) == [2]
+        answered(one)
+        await here.over()
+        assert told(await one.ask(), b"x-cache") == "HIT"
 
 
 # ---- bounds ----
 
 
-async def test_B43_a_client_that_does_not_read_holds_up_nobody_who_waits_for_the_entry() -> None:
-    async with replicas() as here:
-        (stalls,) = asking(here.engines[0], stream=True)
-        await turns()
-        (near,) = asking_whole(here.engines[0])
-        await turns()
-        long = [chunk("x" * 1000) for _ in range(600)]
-        answered(here.engines[0], [*long, *STREAM])
-        assert len(orjson.loads(await near)["choices"][0]["message"]["content"]) > 600_000
-        await left(await stalls)
-        await here.over()
+@pytest.mark.parametrize("joins", ["before", "when the source waits"])
+async def test_B43_a_client_that_does_not_read_holds_up_nobody_who_waits_for_the_entry(
+    joins: str,
+) -> None:
+    engine = started()
+    (stalls,) = asking(engine, stream=True)
+    await turns()
+    near = asking_whole(engine) if joins == "before" else []
+    await turns()
+    response = answered(engine, [*[chunk("x" * 1000) for _ in range(600)], *STREAM])
+    if joins == "when the source waits":
+        await turns(700)
+        assert response.read < 600
+        near = asking_whole(engine)
+    assert len(orjson.loads(await near[0])["choices"][0]["message"]["content"]) > 600_000
+    await left(await stalls)
+    await nothing_left(engine)
+    await engine.stop()
+
+
+async def test_B42_a_client_that_left_holds_nothing_up() -> None:
+    engine = started()
+    (client,) = asking(engine, stream=True)
+    await turns()
+    response = saying(engine, STREAM[0])
+    await left(await client)
+    response.say_all([*[chunk("x" * 1000) for _ in range(600)], *STREAM[1:]])
+    await nothing_left(engine)
+    assert engine.witness.unattended == [("finish", "stored")]
+    await engine.stop()
 
 
 async def test_B43_nor_for_ever_who_waits_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -506,3 +651,19 @@ async def test_B43_a_worker_that_follows_reads_no_faster_than_its_fastest_client
         with pytest.raises(Exception, match="so slowly"):
             await body_of(stalls)
         await here.over()
+
+
+async def test_B43_a_stream_of_which_the_beginning_is_gone_is_not_published() -> None:
+    async with replicas(replace(RULE, max_entry_bytes=1000)) as here:
+        one = here.engines[0]
+        (client,) = asking_whole(one, stream=True)
+        await turns()
+        (flight,) = one.flights._table.values()
+        (lease,) = here.coalescers[0].leases
+        response = saying(one, *[chunk("x" * 200) for _ in range(30)])
+        await turns()
+        assert not flight.body.is_whole
+        await share(flight, lease)
+        assert lease.flight.records == []
+        response.say(None)
+        await client

@@ -4,6 +4,7 @@ The new answer says the same under other names, or says something else.
 """
 
 import asyncio
+from dataclasses import replace
 
 import orjson
 import pytest
@@ -21,7 +22,7 @@ from tests.unit.engine.crowds import (
     saying,
     upstream,
 )
-from tests.unit.engine.kit import COMPLETION, told
+from tests.unit.engine.kit import COMPLETION, RULE, told
 from tests.unit.engine.upstreams import (
     DONE,
     JSON,
@@ -95,6 +96,8 @@ async def test_B41_the_same_answer_under_another_name_goes_on_in_one_stream(
         assert text_of(await body_of(await other.ask())) == "Once upon"
         (outcome, *_) = other.witness.outcomes
         assert outcome.complete
+        assert outcome.collapsed
+        assert other.witness.unattended == [("finish", "stored")], "billed, and nobody's own"
 
 
 @pytest.mark.parametrize("handed_on", [2, 3])
@@ -357,3 +360,39 @@ async def test_B41_an_error_for_an_answer_breaks_the_stream_and_is_tried_again_f
         assert calls(other) == [2]
         answered(other)
         assert await asyncio.gather(*wholes) == [COMPLETION] * 3
+
+
+async def test_B41_a_stream_of_which_the_beginning_is_gone_is_not_gone_on_with() -> None:
+    async with replicas(replace(RULE, max_entry_bytes=1000)) as here:
+        one, other = here.engines
+        leader, (follower,) = await leading_and_following(here, leads=True, follows=True)
+        long = [chunk("x" * 200) for _ in range(30)]
+        saying(one, *long)
+        await turns()
+        await here.kill(one)
+        leader.cancel()
+        answered(other, [*long, *STREAM])
+        with pytest.raises(UpstreamProtocolError):
+            await follower
+
+
+async def test_B41_a_new_answer_that_is_no_stream_and_too_long_breaks_the_stream_off() -> None:
+    async with replicas(replace(RULE, max_entry_bytes=1000)) as here:
+        (stream,) = await begun(here, 1)
+        response = LiveResponse(headers=JSON)
+        upstream(here.engines[1]).answer(0, response)
+        response.say(COMPLETION + b" " * 2000, None)
+        with pytest.raises(UpstreamProtocolError):
+            await stream
+
+
+async def test_B24_nor_is_the_tail_of_a_stream_lost_that_only_the_second_leader_counts() -> None:
+    async with replicas(count=0) as here:
+        one, other = here.add(forwarder=LiveForwarder()), here.add(forwarder=UsageForwarder())
+        leader, (plain,) = await leading_and_following(here, leads=True, follows=True)
+        saying(one, STREAM[0])
+        await turns()
+        await here.kill(one)
+        leader.cancel()
+        answered(other, [*SAME[:-1], usage_chunk(), b"data: [DO"])
+        assert await plain == WHOLE.removesuffix(b"NE]\n\n")
