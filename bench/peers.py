@@ -4,12 +4,16 @@ python -m bench.peers fastapi --answer FILE --port 9000
 """
 
 import argparse
+import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
+
+# How long the upstream of `bench_coalesce` takes.
+WAIT_SECONDS = 0.2
 
 Message = MutableMapping[str, Any]
 App = Callable[
@@ -47,7 +51,26 @@ def plain_asgi(answer: bytes) -> App:
     return app
 
 
-PEERS: dict[str, Callable[[bytes], App]] = {"fastapi": fastapi_route, "asgi": plain_asgi}
+def waiting_asgi(answer: bytes) -> App:
+    """The floor of what a crowd costs: the same after `WAIT_SECONDS`, each for itself."""
+    plain = plain_asgi(answer)
+
+    async def app(
+        scope: Message,
+        receive: Callable[[], Awaitable[Message]],
+        send: Callable[[Message], Awaitable[None]],
+    ) -> None:
+        await asyncio.sleep(WAIT_SECONDS)
+        await plain(scope, receive, send)
+
+    return app
+
+
+PEERS: dict[str, Callable[[bytes], App]] = {
+    "fastapi": fastapi_route,
+    "asgi": plain_asgi,
+    "waiting": waiting_asgi,
+}
 
 
 def main() -> None:
