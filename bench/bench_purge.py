@@ -1,6 +1,7 @@
 """A purge of a tag that covers many entries: how long it takes, what it holds up, what it costs.
 
-    python -m bench.bench_purge [--turns 3] [--entries 100000] [--only purge reads] [--write]
+    python -m bench.bench_purge [--turns 3] [--entries 100000] [--patience 200]
+        [--only purge reads] [--write]
 
 - purge: the store is filled through the proxy (embeddings in batches of 1,000 inputs, an entry
   each, all with one tag), then the tag is purged by `POST /admin/purge`, over a connection that
@@ -10,6 +11,9 @@
 - reads: what looking at the marks of purges adds to a hit. Proxies with no mark, with one and with
   1,000 (of tags that no entry has) take turns under wrk; requests are never repeated byte for byte,
   so that each hit is decoded and compared with the marks.
+
+A turn in which other processes had more than a tenth of a core was disturbed, and is taken again,
+as long as the patience (seconds, in all) lasts.
 """
 
 import argparse
@@ -23,6 +27,7 @@ import time
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import orjson
@@ -33,6 +38,7 @@ from bench.crowd import Caller, Heard, callers, request
 from bench.load import Requests, run
 from bench.machine import LOAD_CORE, cpu_seconds, described, pin, resident_bytes
 from bench.processes import Running, get, paced, proxy, redis, upstream
+from bench.quiet import Patience, quietly
 from bench.report import middle, publish, table
 
 GOAL_MS = 10.0
@@ -182,32 +188,38 @@ def _gauge(server: Running, name: str) -> float:
 
 
 @contextmanager
-def stores(names: Sequence[str]) -> Iterator[dict[str, Running]]:
-    """A proxy for each store alone, with room for everything."""
+def stores(names: Sequence[str]) -> Iterator[dict[str, list[Running]]]:
+    """A proxy for each store alone, with room for everything, and what stands behind it."""
     with ExitStack() as stack:
         behind = stack.enter_context(paced())
         directory = stack.enter_context(tempfile.TemporaryDirectory())
-        servers = {}
+        servers: dict[str, list[Running]] = {}
         for name in names:
+            needed = [behind]
             store: dict[str, Any] = {"tiers": name, "write_queue_entries": 20_000}
             if name == "memory":
                 store["memory"] = {"max_bytes": "2GiB"}
             if name == "disk":
                 store["disk"] = {"path": f"{directory}/cache.sqlite3"}
             if name == "redis":
-                port = stack.enter_context(redis()).port
-                store["redis"] = {"url": f"redis://127.0.0.1:{port}/0", "timeout_seconds": 1.0}
-            servers[name] = stack.enter_context(proxy(behind, settings(store)))
+                needed.append(stack.enter_context(redis()))
+                url = f"redis://127.0.0.1:{needed[-1].port}/0"
+                store["redis"] = {"url": url, "timeout_seconds": 1.0}
+            servers[name] = [stack.enter_context(proxy(behind, settings(store))), *needed]
         yield servers
 
 
-def purges(turns: int, entries: int) -> dict[str, list[Turn]]:
+def purges(turns: int, entries: int, patience: Patience) -> dict[str, list[Turn]]:
     """All stores, in turns."""
     came: dict[str, list[Turn]] = {name: [] for name in STORES}
     with stores(STORES) as servers:
         for _ in range(turns):
-            for name, server in servers.items():
-                came[name].append(_run(purge_turn(server, entries)))
+            for name, needed in servers.items():
+
+                def turn(server: Running = needed[0]) -> Turn:
+                    return _run(purge_turn(server, entries))
+
+                came[name].append(quietly(turn, needed, patience))
     return came
 
 
@@ -245,7 +257,15 @@ async def _mark(server: Running, count: int) -> None:
     caller.hang_up()
 
 
-def reads(turns: int) -> str:
+def _read_turn(server: Running) -> tuple[float, float]:
+    """CPU µs of a hit, and hits in a second."""
+    spent = cpu_seconds(server.pid)
+    load = run(server, Requests.SPELLED, seconds=READ_SECONDS)
+    spent = cpu_seconds(server.pid) - spent
+    return spent / load.requests * 1e6, load.requests / load.seconds
+
+
+def reads(turns: int, patience: Patience) -> str:
     """The table of what marks add to a hit."""
     came: dict[int, list[tuple[float, float]]] = {count: [] for count in MARKS}
     with ExitStack() as stack:
@@ -256,10 +276,8 @@ def reads(turns: int) -> str:
             run(server, Requests.SPELLED, seconds=1)
         for _ in range(turns):
             for count, server in servers.items():
-                spent = cpu_seconds(server.pid)
-                load = run(server, Requests.SPELLED, seconds=READ_SECONDS)
-                spent = cpu_seconds(server.pid) - spent
-                came[count].append((spent / load.requests * 1e6, load.requests / load.seconds))
+                turn = partial(_read_turn, server)
+                came[count].append(quietly(turn, [server, behind], patience))
     head = ["marks of purges", "CPU µs of a hit", "/ none", "hits/s"]
     rows = []
     for count, figures in came.items():
@@ -279,17 +297,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--entries", type=int, default=100_000)
+    parser.add_argument("--patience", type=float, default=200.0, help="seconds, in all")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--write", action="store_true", help="into docs/performance.md")
     given = parser.parse_args()
     pin(0, LOAD_CORE)
+    patience = Patience(time.monotonic() + given.patience)
     command = f"python -m bench.bench_purge --turns {given.turns}"
-    parts = [f"`{command}`: {described('aiohttp', 'uvicorn', 'uvloop')} Median (range)."]
+    about = described("aiohttp", "uvicorn", "uvloop")
+    parts = []
     if "purge" in given.only:
-        parts.append(purge_report(purges(given.turns, given.entries), given.entries))
+        parts.append(purge_report(purges(given.turns, given.entries, patience), given.entries))
     if "reads" in given.only:
-        parts.append(reads(given.turns))
-    publish("purge", "\n\n".join(parts), write=given.write)
+        parts.append(reads(given.turns, patience))
+    first = f"`{command}`: {about} Median (range). {patience}"
+    publish("purge", "\n\n".join([first, *parts]), write=given.write)
 
 
 if __name__ == "__main__":

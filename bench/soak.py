@@ -1,6 +1,6 @@
 """Two proxies on one Redis under a mixed load, with faults; every answer is checked by its client.
 
-    python -m bench.soak [--seconds 600] [--rate 50] [--seed 1] [--short] [--keep DIR]
+    python -m bench.soak [--seconds 600] [--rate 50] [--seed 1] [--short] [--keep DIR] [--write]
 
 Two processes `magic-proxy serve`, a redis-server and the load with its upstream in this process:
 chat as JSON and as streams, embeddings one by one and in overlapping batches, crowds of equal
@@ -28,6 +28,7 @@ import tempfile
 from pathlib import Path
 
 from bench.machine import described
+from bench.report import publish
 from bench.soak_course import Course, Plan
 from bench.soak_report import dump, faults, report
 
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument(
         "--keep", type=Path, help="settings, logs, and all requests and upstream calls, go there"
     )
+    parser.add_argument("--write", action="store_true", help="into docs/performance.md")
     given = parser.parse_args()
     plan = Plan(
         seconds=given.seconds, rate=given.rate, seed=given.seed, stops_redis=not given.short
@@ -56,8 +58,9 @@ def main() -> None:
     if given.keep is not None:
         given.keep.mkdir(parents=True, exist_ok=True)
     course = asyncio.run(soak(plan, given.keep))
-    print(f"`python -m bench.soak {' '.join(sys.argv[1:])}`: {described('aiohttp', 'uvicorn')}")
-    print(report(course))
+    about = described("aiohttp", "uvicorn")
+    command = f"python -m bench.soak --seconds {given.seconds:.0f} --seed {given.seed}"
+    publish("soak", f"`{command}`: {about}\n\n{report(course)}", write=given.write)
     if given.keep is not None:
         (given.keep / "requests.jsonl").write_bytes(dump(course))
     sys.exit(1 if faults(course) else 0)
