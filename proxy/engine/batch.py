@@ -35,6 +35,8 @@ class Batch:
         self.stale: dict[str, Entry] = {}
         """What may serve of those that are missing, where the upstream fails."""
         self.entries: dict[str, Entry] = {}
+        self.servable: dict[str, StaleHit] = {}
+        """Those of the stale that may serve at once, while a new answer is fetched."""
         self.hits: set[str] = set()
         self.asked: list[Asked] = []
         """The answers to this call's own upstream requests."""
@@ -74,6 +76,7 @@ class Batch:
                 case Hit():
                     usable.append(decision.entry)
                 case StaleHit(key=key):
+                    self.servable[store_key] = decision
                     self.stale[store_key] = decision.entry
                     self.missing[store_key] = Forward(key, Forwarded.STALE, MissReason.EXPIRED)
                 case Forward(stale=stale):
@@ -113,20 +116,28 @@ class Batch:
         forwards = [why for why in self.missing.values() if isinstance(why, Forward)]
         self.reason = forwards[0] if forwards else None
 
+    @property
+    def serves_stale(self) -> bool:
+        """True where nothing has to be waited for: what is missing may serve stale at once.
+
+        One item that has to be asked for is waited for anyway, and the stale ones with it.
+        """
+        return bool(self.missing) and self.missing.keys() <= self.servable.keys()
+
     def account(self, fetch: Fetch) -> None:
         """What this call's own fetch came to is told with its outcome."""
         self.asked += fetch.unaccounted()
         self.not_stored = self.not_stored or fetch.not_stored
 
     def want(self, store_key: str) -> Want:
-        """What is asked of the upstream for a missing item."""
+        """What is asked of the upstream for an item that is missing, or to be replaced."""
         place = self.places[store_key]
-        reason = self.missing[store_key].reason
+        why = self.missing.get(store_key)
         return Want(
             self.items.keys[place],
             store_key,
             self.items.values[place],
-            replaces=reason not in _NO_FRESH_ENTRY,
+            replaces=why is None or why.reason not in _NO_FRESH_ENTRY,
         )
 
     def joined(self) -> tuple[bytes, Usage | None]:

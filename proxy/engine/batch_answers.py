@@ -38,8 +38,7 @@ class BatchAnswers:
 
     async def stale(self, batch: Batch, error: UpstreamError) -> Answer:
         """The same where some entries are stale, and serve because the upstream fails."""
-        oldest = min(batch.entries.values(), key=lambda entry: entry.fresh_until)
-        hit = StaleHit.of(batch.key_of(oldest.key), oldest, self._clock.wall())
+        hit = self._stalest(batch)
 
         def outcome(batch: Batch) -> Outcome:
             now = self._clock.monotonic()
@@ -53,7 +52,22 @@ class BatchAnswers:
             )
             return stale_outcome(batch.plan, forwarded, now, hit, error)
 
-        return await self._joined(batch, oldest.headers, outcome)
+        return await self._joined(batch, hit.entry.headers, outcome)
+
+    async def revalidating(self, batch: Batch, *, fetched: bool) -> Answer:
+        """The same where some entries are stale, and serve at once; `fetched`: new ones are."""
+        hit = replace(self._stalest(batch), revalidate=fetched)
+
+        def outcome(batch: Batch) -> Outcome:
+            told = outcome_of(batch.plan, XCache.STALE, self._clock.monotonic(), hit)
+            # No one key stands for all items.
+            return replace(told, digest=None, items=len(batch), item_hits=len(batch))
+
+        return await self._joined(batch, hit.entry.headers, outcome)
+
+    def _stalest(self, batch: Batch) -> StaleHit:
+        oldest = min(batch.entries.values(), key=lambda entry: entry.fresh_until)
+        return StaleHit.of(batch.key_of(oldest.key), oldest, self._clock.wall())
 
     async def _joined(
         self, batch: Batch, source: Headers, outcome_of_it: Callable[[Batch], Outcome]

@@ -4,12 +4,13 @@ What the cache has is not asked for again; what another batch asks for just now 
 rest goes upstream in one request, each item once.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from typing import TypeAlias
 
 from proxy.clock import Clock
 from proxy.core.batches import Opener
-from proxy.core.decision import Forward
+from proxy.core.decision import Forward, may_refresh
 from proxy.core.entry import Entry
 from proxy.core.items import Items
 from proxy.core.outcome import Forwarded, MissReason
@@ -17,11 +18,12 @@ from proxy.engine.base import Answer, Observer
 from proxy.engine.batch import Batch
 from proxy.engine.batch_answers import BatchAnswers
 from proxy.engine.entries import Entries
-from proxy.engine.item_asking import Asked, Asking, in_thread_if_long
+from proxy.engine.item_asking import Asked, Asking, Want, in_thread_if_long
 from proxy.engine.item_fetch import Fetch
 from proxy.engine.item_fetches import Fetches
 from proxy.engine.outcomes import is_failing
 from proxy.engine.plan import Plan
+from proxy.engine.refresh import ahead_of_time
 from proxy.errors import (
     NotCached,
     ProxyError,
@@ -30,6 +32,9 @@ from proxy.errors import (
     UpstreamProtocolError,
 )
 from proxy.upstream.base import Forwarder
+
+# Fetches these in the background; False where they are not fetched now.
+Refresh: TypeAlias = Callable[[Asking, Plan, Sequence[Want]], bool]
 
 
 class Batches:
@@ -46,8 +51,10 @@ class Batches:
         clock: Clock,
         observer: Observer,
         key_prefix: str,
+        refresh: Refresh,
     ) -> None:
         self._entries = entries
+        self._refresh = refresh
         self._fetches = fetches
         self._asking = Asking(forwarder, clock)
         self._clock = clock
@@ -66,6 +73,9 @@ class Batches:
                 await self._look_up(batch)
                 await self._take(batch, self._missed(batch, landed))
                 batch.looked_up()
+                self._refresh_ahead(batch)
+                if batch.serves_stale and (stale := await self._served_stale(batch)) is not None:
+                    return stale
                 if batch.missing and plan.control.only_if_cached:
                     raise _not_cached(batch)
                 own, joined = self._set_out(batch, aboard)
@@ -91,6 +101,31 @@ class Batches:
             return
         found = await self._entries.get_batch(keys)
         await self._take(batch, batch.decide(keys, found, self._clock.wall()))
+
+    def _refresh_ahead(self, batch: Batch) -> None:
+        """Have popular items replaced before their time (B15)."""
+        plan = batch.plan
+        eagerness = plan.derivation.rule.refresh_ahead if plan.derivation.rule else 0.0
+        if not eagerness or not may_refresh(plan.control):
+            return
+        now = self._clock.wall()
+        due = [
+            batch.want(key)
+            for key, entry in batch.entries.items()
+            if ahead_of_time(entry, now, eagerness=eagerness)
+        ]
+        if due:
+            self._refresh(self._asking, plan, due)
+
+    async def _served_stale(self, batch: Batch) -> Answer | None:
+        """The answer with what is stale as it is, and new vectors fetched in the background."""
+        wants = [batch.want(key) for key in batch.missing]
+        if not await self._take_stale(batch):
+            return None
+        # What the client says counts for all its items alike.
+        wanted = all(batch.servable[want.store_key].revalidate for want in wants)
+        fetched = wanted and self._refresh(self._asking, batch.plan, wants)
+        return await self._answers.revalidating(batch, fetched=fetched)
 
     def _missed(self, batch: Batch, landed: Mapping[str, Entry]) -> list[Entry]:
         """What landed while it was looked up, unless it was asked for before a purge."""

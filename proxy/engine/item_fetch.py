@@ -22,7 +22,8 @@ class Fetch:
 
     `wants` are the items by store key; `on_landing` hears of each once. `whole`: they are all that
     the request asks for, once each, so that it may go upstream as it is. `joinable`: other batches
-    may wait for them. `began` is wall-clock seconds.
+    may wait for them. `began` is wall-clock seconds. `refreshes`: no batch began it, it replaces
+    entries that still serve.
     """
 
     def __init__(
@@ -34,8 +35,10 @@ class Fetch:
         whole: bool,
         joinable: bool,
         began: float,
+        refreshes: bool = False,
     ) -> None:
         self.plan = plan
+        self.refreshes = refreshes
         self._began = began
         self._on_landing = on_landing
         self.wants: Mapping[str, Want] = {want.store_key: want for want in wants}
@@ -50,7 +53,7 @@ class Fetch:
         """How many entries were stored."""
         self._landed: dict[str, Entry | None] = {}
         self._failed: Asked | ProxyError | None = None
-        self._owned = True
+        self._owned = not refreshes
         self._is_taken = False
         self._participants = 0
         self._accounted = 0
@@ -150,10 +153,10 @@ class Fetch:
         self._accounted = len(self.asked)
         return new
 
-    @property
     def untold(self) -> ProxyError | None:
-        """A failure that nobody has taken."""
+        """A failure that nobody has taken; it is taken now."""
         failed = None if self._is_taken else self._failed
+        self._is_taken = self._is_taken or failed is not None
         return failed if isinstance(failed, ProxyError) else None
 
     def _goes_on(self) -> bool:

@@ -86,12 +86,31 @@ class Fetches:
         joinable = joinable and stores and _shares(plan)
         began = asking.clock.wall()
         fetch = Fetch(plan, wants, self._landed, whole=whole, joinable=joinable, began=began)
-        if joinable:
+        self._begin(asking, fetch)
+        return fetch
+
+    def refresh(self, asking: Asking, plan: Plan, wants: Sequence[Want]) -> Fetch:
+        """A fetch that no batch waits for, of items whose entries still serve; under way."""
+        fetch = Fetch(
+            plan,
+            wants,
+            self._landed,
+            whole=False,
+            joinable=_shares(plan) and plan.given_tags is not None,
+            began=asking.clock.wall(),
+            refreshes=True,
+        )
+        self._begin(asking, fetch)
+        # It waits for itself: what is asked for with nobody waiting would be given up.
+        fetch.board()
+        return fetch
+
+    def _begin(self, asking: Asking, fetch: Fetch) -> None:
+        if fetch.joinable:
             self._table.update(dict.fromkeys(fetch.wants, fetch))
         work = Fetching(fetch, asking, self._entries, self._tasks, self._coalescer)
         fetch.task = self._tasks.start(work.run(), name=TASK)
         fetch.task.add_done_callback(lambda _: self._done(fetch))
-        return fetch
 
     def _landed(self, fetch: Fetch, found: Mapping[str, Entry | None]) -> None:
         """These are under way no more; look-ups that may have missed them are told."""
@@ -104,6 +123,8 @@ class Fetches:
 
     def _done(self, fetch: Fetch) -> None:
         fetch.end()  # also where the task was cancelled before its first step
+        if fetch.refreshes:
+            fetch.leave(owns=False, gone=False)
         self._ended(fetch)
 
     def _ended(self, fetch: Fetch) -> None:
@@ -111,11 +132,12 @@ class Fetches:
         if fetch.is_owned or fetch.task is None or not fetch.task.done():
             return
         new = fetch.unaccounted()
-        if new or fetch.untold is not None:
+        if new or fetch.untold() is not None:
+            purpose = "refresh" if fetch.refreshes else "finish"
             end = FlightEnd.STORED if fetch.stored else FlightEnd.FAILED
             usage = added_usage(asked.usage for asked in new)
             model = fetch.plan.chain.model
-            self._observer.finished_unattended("finish", end.value, model, usage)
+            self._observer.finished_unattended(purpose, end.value, model, usage)
 
 
 def _shares(plan: Plan) -> bool:

@@ -1,7 +1,7 @@
 """The service: drives the pure decisions, and does what they say."""
 
 import asyncio
-import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import assert_never
 
@@ -18,7 +18,7 @@ from proxy.core.decision import (
     unservable,
 )
 from proxy.core.entry import Entry
-from proxy.core.freshness import certain_until, refreshes_ahead
+from proxy.core.freshness import certain_until
 from proxy.core.items import Items
 from proxy.core.key import CacheKey
 from proxy.core.matching import RuleSet
@@ -32,12 +32,13 @@ from proxy.engine.entries import Entries
 from proxy.engine.explaining import Explained, explained
 from proxy.engine.flights import Errand, Flights
 from proxy.engine.generations import Generations
+from proxy.engine.item_asking import Asking, Want
 from proxy.engine.item_fetches import Fetches
 from proxy.engine.leading import Leader
 from proxy.engine.lookup import Found, LookUps
 from proxy.engine.outcomes import outcome_of, stale_outcome
 from proxy.engine.plan import Plan, make_plan
-from proxy.engine.refresh import Refreshes
+from proxy.engine.refresh import Refreshes, ahead_of_time
 from proxy.engine.rendering import INLINE_BYTES, put_into_form, rendered
 from proxy.engine.sharing import Sharing
 from proxy.errors import NotCached, ProxyError, UpstreamError
@@ -83,6 +84,7 @@ class CacheService:
         self._entries = lasting.entries
         self._generations = lasting.generations
         self._refreshes = lasting.refreshes
+        self._fetches = lasting.fetches
         self._forwarder = forwarder
         self._clock = clock
         self._observer = observer
@@ -91,7 +93,13 @@ class CacheService:
             lasting.entries, lasting.flights, clock, lasting.turns, policy.key_prefix
         )
         self._batches = Batches(
-            lasting.entries, lasting.fetches, forwarder, clock, observer, policy.key_prefix
+            lasting.entries,
+            lasting.fetches,
+            forwarder,
+            clock,
+            observer,
+            policy.key_prefix,
+            self._refresh_items,
         )
         self._sharing = Sharing(lasting.flights, self._leader, clock, observer)
 
@@ -260,8 +268,7 @@ class CacheService:
         now, repeats_until = self._clock.wall(), hit.entry.fresh_until
         if rule.refresh_ahead and may_refresh(plan.control):
             eagerness = rule.refresh_ahead
-            draw = 1.0 - random.random()  # noqa: S311 - a chance, not a secret
-            if refreshes_ahead(hit.entry, now, eagerness=eagerness, draw=draw):
+            if ahead_of_time(hit.entry, now, eagerness=eagerness):
                 self._refresh(plan, store_key)
             repeats_until = certain_until(hit.entry, eagerness=eagerness)
         outcome = outcome_of(plan, XCache.HIT, self._clock.monotonic(), hit)
@@ -289,6 +296,10 @@ class CacheService:
     def _refresh(self, plan: Plan, store_key: str) -> bool:
         most = self._policy.max_refreshes
         return self._refreshes.start(self._leader, plan, store_key, most=most)
+
+    def _refresh_items(self, asking: Asking, plan: Plan, wants: Sequence[Want]) -> bool:
+        most = self._policy.max_refreshes
+        return self._refreshes.start_items(self._fetches, asking, plan, wants, most=most)
 
     def _forwarded_outcome(
         self, plan: Plan, x_cache: XCache, decision: Forward | Bypass, detail: str

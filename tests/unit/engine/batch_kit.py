@@ -18,6 +18,7 @@ from proxy.core.rules import Rule
 from proxy.core.wire import Endpoint, Headers
 from proxy.engine.base import Answer, Call
 from proxy.engine.batching import Batches
+from proxy.engine.item_asking import Asking, Want
 from proxy.engine.item_fetches import Fetches
 from proxy.engine.plan import Plan, make_plan
 from proxy.engine.write_behind import WriteLimits
@@ -165,9 +166,21 @@ class Worker:
         self.generations, self.entries = engine.generations, engine.entries
         self.fetching = TaskGroup()
         self.fetches = Fetches(self.entries, self.fetching, self.witness, coalescer)
+        self.refreshes = engine.refreshes
+        self.most_refreshes = 16
         self.batches = Batches(
-            self.entries, self.fetches, self.upstream, self.clock, self.witness, "p:"
+            self.entries,
+            self.fetches,
+            self.upstream,
+            self.clock,
+            self.witness,
+            "p:",
+            self._refresh,
         )
+
+    def _refresh(self, asking: Asking, plan: Plan, wants: Sequence[Want]) -> bool:
+        most = self.most_refreshes
+        return self.refreshes.start_items(self.fetches, asking, plan, wants, most=most)
 
     def plan(self, given: Any, *headers: tuple[bytes, bytes], **members: Any) -> tuple[Plan, Items]:
         """A request for these inputs, planned."""
