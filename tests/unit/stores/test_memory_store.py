@@ -197,7 +197,7 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize(("low", "high"), [(50, 400), (1_500, 3_000), (500, 200_000)])
+@pytest.mark.parametrize(("low", "high"), [(150, 600), (500, 200_000)])
 def test_B56_resident_memory_stays_within_1_3_of_the_bound(low: int, high: int) -> None:
     """Five times the bound is written, in a process of its own."""
     run = subprocess.run(
