@@ -18,7 +18,9 @@ ProxyError
 │   ├── UpstreamFailing          502  it answered that it fails, and there is a stale entry instead
 │   ├── UpstreamUnreachable      502  refused, reset, unresolvable, TLS failure
 │   ├── UpstreamTimeout          504  one of the time-outs ran out before the first byte
+│   │   └── ClientDeadline       504  the client's own time ran out; the work may go on
 │   ├── UpstreamProtocolError    502  what came back was not HTTP, or ended in the middle
+│   ├── CircuitOpen              503  the upstream has just failed too often, and is left alone
 │   └── KeysExhausted            429  every key of the pool is cooling or retired
 ├── StoreError                        never reaches a client: it costs a miss
 │   ├── StoreUnavailable              down, slow, or its circuit is open
@@ -164,6 +166,9 @@ class UpstreamError(ProxyError):
     type = "upstream_error"
     code = "upstream_failed"
 
+    connecting: bool = False
+    """True where it failed before there was a connection: nothing was sent."""
+
 
 class UpstreamFailing(UpstreamError):
     """It answered that it fails; raised only where a stale entry is served instead."""
@@ -187,10 +192,23 @@ class UpstreamTimeout(UpstreamError):
     code = "upstream_timeout"
 
 
+class ClientDeadline(UpstreamTimeout):
+    """The time ran out that the client itself has set, in a header, for its request."""
+
+    code = "client_deadline"
+
+
 class UpstreamProtocolError(UpstreamError):
     """What came back was not HTTP, or ended in the middle."""
 
     code = "upstream_protocol_error"
+
+
+class CircuitOpen(UpstreamError):
+    """The upstream failed too often; `retry_after_seconds` is when it is tried again."""
+
+    status = 503
+    code = "upstream_circuit_open"
 
 
 class KeysExhausted(UpstreamError):

@@ -10,6 +10,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from proxy.core.breaker import CircuitState
 from proxy.core.entry import Usage
 from proxy.core.outcome import Outcome, XCache
 from proxy.core.shares import spared_usage
@@ -98,6 +99,19 @@ class Metrics:
             "upstream",
             "result",
         )
+        self._withheld = self._counter(
+            "magic_proxy_upstream_withheld",
+            "Tries of upstreams that were not made.",
+            "upstream",
+            "reason",
+        )
+        self._answers = self._counter(
+            "magic_proxy_upstream_answers",
+            "Answers that clients got from upstreams, by the profile that gave them.",
+            "upstream",
+            "profile",
+            "fallback",
+        )
         self._store_errors = self._counter(
             "magic_proxy_store_errors", "Failed operations of the store.", "operation"
         )
@@ -145,12 +159,18 @@ class Metrics:
             self._collapsed.labels(outcome.endpoint).inc()
         if outcome.x_cache is not XCache.HIT:
             self._count_reasons(outcome)
+        if outcome.profile is not None and outcome.upstream is not None and not outcome.collapsed:
+            fallback = "true" if outcome.fallback else "false"
+            self._answers.labels(outcome.upstream, outcome.profile, fallback).inc()
 
     def store_failed(self, operation: str) -> None:
         self._store_errors.labels(operation).inc()
 
     def attempted(self, upstream: str, result: str) -> None:
         self._attempts.labels(upstream, result).inc()
+
+    def withheld(self, upstream: str, reason: str) -> None:
+        self._withheld.labels(upstream, reason).inc()
 
     def write_dropped(self) -> None:
         self._dropped.inc()
@@ -273,4 +293,17 @@ def key_metrics(states: Mapping[str, Iterable[KeyStatus]]) -> Iterable[Metric]:
                 family.add_metric(
                     [upstream, key.fingerprint, state.value], float(key.state is state)
                 )
+    return (family,)
+
+
+def circuit_metrics(states: Mapping[str, CircuitState]) -> Iterable[Metric]:
+    """The circuit of each upstream: 1 for the state that it is in."""
+    family = GaugeMetricFamily(
+        "magic_proxy_upstream_circuit_state",
+        "1 for the state of the upstream's circuit.",
+        labels=["upstream", "state"],
+    )
+    for upstream, current in states.items():
+        for state in CircuitState:
+            family.add_metric([upstream, state.value], float(state is current))
     return (family,)

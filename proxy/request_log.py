@@ -122,6 +122,7 @@ class RequestLog:
             ("stored", outcome.stored),
             ("rule", outcome.rule),
             ("upstream", outcome.upstream),
+            ("profile", outcome.profile if outcome.profile != outcome.upstream else None),
             ("client", outcome.client),
             ("items", outcome.items),
             ("item_hits", outcome.item_hits),
@@ -135,6 +136,8 @@ class RequestLog:
             members["stream"] = True
         if outcome.collapsed:
             members["collapsed"] = True
+        if outcome.fallback:
+            members["fallback"] = True
         if not outcome.complete:
             members["complete"] = False
         return members

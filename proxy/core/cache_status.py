@@ -1,4 +1,7 @@
-"""The outcome as response headers: `Cache-Status` (RFC 9211), `X-Cache`, `Age`, `X-Cache-Rule`."""
+"""The outcome as response headers.
+
+`Cache-Status` (RFC 9211), `X-Cache`, `Age`, `X-Cache-Rule`, `X-Upstream`.
+"""
 
 from functools import lru_cache
 
@@ -54,6 +57,8 @@ def outcome_headers(outcome: Outcome, *, with_key: bool = False) -> Headers:
         headers.append((b"age", b"%d" % int(outcome.age_seconds)))
     if outcome.rule is not None:
         headers.append((b"x-cache-rule", header_text(outcome.rule)))
+    if outcome.shown_as is not None:
+        headers.append((b"x-upstream", header_text(outcome.shown_as)))
     return tuple(headers)
 
 

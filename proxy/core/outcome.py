@@ -66,7 +66,9 @@ class Outcome:
     the field it is about after a colon. Times in seconds; `digest` is the key's digest in hex.
     `usage` is what the answer says, `billed` what the upstream counted for this request; None goes
     by the kind of outcome. Of a batch's `items`, `item_hits` came from entries, and
-    `items_collapsed` from what others asked for, or the same batch at another place.
+    `items_collapsed` from what others asked for, or the same batch at another place. `profile` of
+    `upstream` gave the answer, `fallback` says that it was not the first of its chain; `shown_as`
+    is what the client is told of them.
     """
 
     x_cache: XCache
@@ -94,6 +96,9 @@ class Outcome:
     request_id: str = ""
     complete: bool = True
     duration_seconds: float = 0.0
+    profile: str | None = None
+    fallback: bool = False
+    shown_as: str | None = None
 
     def repeated(self, *, request_id: str, age_seconds: float, ttl_seconds: float) -> "Outcome":
         """The outcome of the same hit at another time, which took next to none.

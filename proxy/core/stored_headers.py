@@ -5,7 +5,7 @@ from proxy.core.wire import Headers
 _KEPT = frozenset({b"content-type"})
 _KEPT_PREFIX = b"openai-"
 # Ours to set on a cached endpoint: an upstream's own would say something about another cache.
-_REPLACED = frozenset({b"x-cache", b"x-cache-rule", b"age"})
+_REPLACED = frozenset({b"x-cache", b"x-cache-rule", b"x-upstream", b"age"})
 # A log line must not take any length.
 _SHOWN_BYTES = 200
 

@@ -17,14 +17,18 @@ def health_routes(runtime: Runtime) -> APIRouter:
 
     @routes.api_route("/readyz", methods=["GET", "HEAD"])
     async def readyz() -> Response:
-        """Ready to serve; a store that is down costs misses, so it is told but does not count."""
+        """Ready to serve; what is down beside it is told, but does not count: hits go on."""
         stores = {
             name: "up" if available else "down"
             for name, available in runtime.store_states().items()
         }
         ready = runtime.serving
         return JSONResponse(
-            {"status": "ready" if ready else "starting", "stores": stores},
+            {
+                "status": "ready" if ready else "starting",
+                "stores": stores,
+                "upstreams": runtime.circuit_states(),
+            },
             status_code=200 if ready else 503,
         )
 

@@ -10,6 +10,7 @@ from proxy.core.stored_headers import shown_request_id
 from proxy.edge.asgi import ClientGone, Receive, Scope, Send, has_body, headers_of
 from proxy.edge.disconnect import Upload, disconnected, while_connected
 from proxy.edge.responses import early_error, send_answer, send_stream
+from proxy.engine.patience import Patience
 from proxy.errors import ProxyError, RequestError
 from proxy.runtime import Runtime, Snapshot
 from proxy.upstream.base import Outgoing, UpstreamResponse
@@ -72,7 +73,7 @@ class PassThrough:
 
         # A fault of this program is not told here: who answers for it tells it.
         try:
-            tell(await self._passed(snapshot, outgoing, send, gone))
+            tell(await self._passed(snapshot, outgoing, send, gone, started))
         except ClientGone:
             tell(gone)
         except asyncio.CancelledError:
@@ -84,20 +85,24 @@ class PassThrough:
             await send_answer(answer, send)
 
     async def _passed(
-        self, snapshot: Snapshot, outgoing: Outgoing, send: Send, gone: Outcome
+        self, snapshot: Snapshot, outgoing: Outgoing, send: Send, gone: Outcome, started: float
     ) -> Outcome:
         identity = snapshot.access.identify(outgoing.headers)
         refuse_dot_segments(outgoing.path)
-        exchange = await snapshot.forwarder.send(snapshot.forwarder.resolve(None), outgoing)
+        uploads = outgoing.body is not None
+        patience = Patience(outgoing.headers, self._runtime.clock, started, uploads=uploads)
+        async with patience.beginning():
+            exchange = await snapshot.forwarder.send(snapshot.forwarder.resolve(None), outgoing)
         response = exchange.response
-        headers = list(response.headers)
-        complete = await send_stream(response.status, headers, RawBody(response), send)
+        body = patience.bounded_body(RawBody(response))
+        complete = await send_stream(response.status, list(response.headers), body, send)
         return replace(
             gone,
             status=response.status,
             forwarded=Forwarded.BYPASS,
             forward_status=response.status,
             upstream=exchange.upstream,
+            profile=exchange.profile,
             client=identity.client,
             request_id=shown_request_id(response.headers) or gone.request_id,
             complete=complete,

@@ -7,7 +7,7 @@ from proxy.core.outcome import Outcome, XCache
 from proxy.edge.asgi import Send
 from proxy.engine.answers import error_answer
 from proxy.engine.base import Answer, BodyStream, HeaderList
-from proxy.errors import CutOff, ProxyError, UpstreamError
+from proxy.errors import ClientDeadline, CutOff, ProxyError, UpstreamError
 
 log = logging.getLogger("magic_proxy.edge")
 
@@ -42,6 +42,9 @@ async def send_stream(status: int, headers: HeaderList, body: BodyStream, send: 
         try:
             async for chunk in body:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        except ClientDeadline as error:
+            log.info("an answer was broken off: %s", error.message)
+            return False
         except UpstreamError as error:
             log.warning("an answer broke off upstream: %s", error.message)
             return False

@@ -8,6 +8,17 @@ from proxy.core.outcome import Outcome
 from proxy.core.stored_headers import shown_request_id
 from proxy.engine.base import Observer
 from proxy.engine.flight import Flight, Head
+from proxy.upstream.base import Exchange
+
+
+def answerer(exchange: Exchange) -> dict[str, Any]:
+    """The members of an outcome that say which upstream and profile gave the answer."""
+    return {
+        "upstream": exchange.upstream,
+        "profile": exchange.profile,
+        "fallback": exchange.fallback,
+        "shown_as": exchange.shown_as,
+    }
 
 
 class Account:
@@ -40,6 +51,8 @@ class Account:
             "upstream": head.upstream,
             "collapsed": not leads,
         }
+        if flight.settlement is not None:
+            self._changes |= answerer(flight.settlement.exchange)
         if leads and (request_id := shown_request_id(head.headers)):
             self._changes["request_id"] = request_id
         self._settle(flight)

@@ -13,6 +13,7 @@ from proxy.core.recording import NotStored
 from proxy.core.shares import added_usage
 from proxy.core.stored_headers import forwarded_headers, shown_request_id
 from proxy.core.wire import Headers
+from proxy.engine.account import answerer
 from proxy.engine.base import Answer, BodyStream, HeaderList, Observer
 from proxy.engine.batch import Batch
 from proxy.engine.item_asking import Asked, in_thread_if_long
@@ -151,7 +152,7 @@ class BatchAnswers:
         return replace(
             outcome,
             forward_status=response.status,
-            upstream=source.exchange.upstream,
+            **answerer(source.exchange),
             stored=stored,
             not_stored=batch.not_stored or None,
             ttl_seconds=ttl if stored else None,

@@ -22,6 +22,7 @@ from proxy.engine.item_asking import Asked, Asking, Want, in_thread_if_long
 from proxy.engine.item_fetch import Fetch
 from proxy.engine.item_fetches import Fetches
 from proxy.engine.outcomes import is_failing
+from proxy.engine.patience import Patience
 from proxy.engine.plan import Plan
 from proxy.engine.refresh import ahead_of_time
 from proxy.errors import (
@@ -79,11 +80,13 @@ class Batches:
                 if batch.missing and plan.control.only_if_cached:
                     raise _not_cached(batch)
                 own, joined = self._set_out(batch, aboard)
+            patience = Patience(plan.call.headers, self._clock, plan.started)
             try:
-                answer = await self._fetched(batch, own)
-                if answer is None and joined:
-                    again = await self._join(batch, joined, aboard)
-                    answer = await self._fetched(batch, again)
+                async with patience.beginning():
+                    answer = await self._fetched(batch, own)
+                    if answer is None and joined:
+                        again = await self._join(batch, joined, aboard)
+                        answer = await self._fetched(batch, again)
             except UpstreamError as error:
                 if not await self._take_stale(batch):
                     raise

@@ -37,6 +37,7 @@ from proxy.engine.item_fetches import Fetches
 from proxy.engine.leading import Leader
 from proxy.engine.lookup import Found, LookUps
 from proxy.engine.outcomes import outcome_of, stale_outcome
+from proxy.engine.patience import Patience
 from proxy.engine.plan import Plan, make_plan
 from proxy.engine.refresh import Refreshes, ahead_of_time
 from proxy.engine.rendering import INLINE_BYTES, put_into_form, rendered
@@ -143,8 +144,10 @@ class CacheService:
             found = await self._find(plan)
             if isinstance(found, Items):
                 with_key = self._shows_key(plan.call)
-                return await self._batches.answer(plan, found, with_key=with_key)
-            return await self._answer(plan, found)
+                answer = await self._batches.answer(plan, found, with_key=with_key)
+            else:
+                answer = await self._answer(plan, found)
+            return self._patience(plan).bounded(answer)
         except asyncio.CancelledError:
             gone = self._outcome(plan, XCache.ERROR)
             gone = replace(gone, status=CLIENT_GONE, detail="client-gone", complete=False)
@@ -250,14 +253,18 @@ class CacheService:
         *,
         replaceable: bool = False,
     ) -> Answer:
-        return await self._sharing.answer(
-            plan,
-            outcome,
-            store_key,
-            errand,
-            with_key=self._shows_key(plan.call),
-            replaceable=replaceable,
-        )
+        async with self._patience(plan).beginning():
+            return await self._sharing.answer(
+                plan,
+                outcome,
+                store_key,
+                errand,
+                with_key=self._shows_key(plan.call),
+                replaceable=replaceable,
+            )
+
+    def _patience(self, plan: Plan) -> Patience:
+        return Patience(plan.call.headers, self._clock, plan.started)
 
     async def _put_into_form(self, plan: Plan, entry: Entry) -> Rendered | None:
         return await put_into_form(plan, entry, self._clock.wall())

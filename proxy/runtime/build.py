@@ -13,8 +13,10 @@ from proxy.metrics import Price
 from proxy.settings.compile import compile_rules
 from proxy.settings.models import (
     OPEN,
+    CircuitSettings,
     ModelSettings,
     RedisSettings,
+    RetryBudgetSettings,
     Settings,
     Tier,
     UnlistedModels,
@@ -26,6 +28,8 @@ from proxy.stores.memory import MemoryStore
 from proxy.stores.tiered import TieredStore
 from proxy.tasks import TaskGroup
 from proxy.upstream.base import AttemptObserver, Profile, Timeouts
+from proxy.upstream.budget import BudgetPolicy
+from proxy.upstream.circuit import CircuitPolicy
 from proxy.upstream.config import KeySecret, TransportName, UpstreamConfig
 from proxy.upstream.dispatch import UpstreamSet
 from proxy.upstream.router import Route, Router
@@ -144,6 +148,7 @@ def build_forwarder(settings: Settings, clock: Clock, observer: AttemptObserver)
         build_router(settings),
         clock=clock,
         observer=observer,
+        shows_names=settings.server.upstream_header,
         # Where clients show keys of this proxy, these are secrets that no upstream may see.
         strip_client_credentials=settings.clients is not None and settings.clients != OPEN,
     )
@@ -170,7 +175,7 @@ def _route(name: str, model: ModelSettings, main_upstream: str) -> Route:
         params=model.params,
         default_params=model.default_params,
     )
-    return Route(profile, model.fallbacks)
+    return Route(profile, **model.chains)
 
 
 def _upstream(name: str, upstream: UpstreamSettings) -> UpstreamConfig:
@@ -205,7 +210,17 @@ def _upstream(name: str, upstream: UpstreamSettings) -> UpstreamConfig:
         key_retire_seconds=upstream.key_retire_seconds,
         wait_for_key_seconds=upstream.wait_for_key_seconds,
         max_attempts=upstream.attempts,
+        circuit=_circuit(upstream.circuit),
+        retry_budget=_retry_budget(upstream.retry_budget),
     )
+
+
+def _circuit(circuit: CircuitSettings | None) -> CircuitPolicy | None:
+    return None if circuit is None else CircuitPolicy(**circuit.model_dump())
+
+
+def _retry_budget(budget: RetryBudgetSettings | None) -> BudgetPolicy | None:
+    return None if budget is None else BudgetPolicy(**budget.model_dump())
 
 
 def _account_headers(upstream: UpstreamSettings) -> tuple[str, ...]:

@@ -26,7 +26,15 @@ from proxy.engine.service import CacheService, Lasting
 from proxy.engine.sweeping import Sweeps
 from proxy.engine.write_behind import WriteBehind
 from proxy.errors import StoreUnavailable
-from proxy.metrics import Metrics, StoreReport, counter, gauge, key_metrics, store_metrics
+from proxy.metrics import (
+    Metrics,
+    StoreReport,
+    circuit_metrics,
+    counter,
+    gauge,
+    key_metrics,
+    store_metrics,
+)
 from proxy.request_log import RequestLog
 from proxy.runtime.build import (
     build_access,
@@ -190,6 +198,11 @@ class Runtime:
         """Which tiers answer, as far as is known without asking them."""
         return {tier.name: tier.available for tier in self._tiers}
 
+    def circuit_states(self) -> dict[str, str]:
+        """For each upstream: where its circuit stands."""
+        states = {} if self._forwarder is None else self._forwarder.circuit_states()
+        return {name: state.value for name, state in states.items()}
+
     async def exposition(self) -> bytes:
         """The metrics, with what the tiers hold now."""
         self._reports = await self.store_reports()
@@ -290,6 +303,7 @@ class Runtime:
             )
         if self._forwarder is not None:
             yield from key_metrics(self._forwarder.key_states())
+            yield from circuit_metrics(self._forwarder.circuit_states())
 
 
 async def _stats(tier: Store) -> StoreStats:

@@ -78,11 +78,16 @@ def _upstream_names(settings: "Settings") -> Iterator[Problem]:
 def _model_names(settings: "Settings") -> Iterator[Problem]:
     known = settings.models
     for name, model in known.items():
-        for place, fallback in enumerate(model.fallbacks):
-            if fallback not in known:
-                yield Problem(
-                    ("models", name, "fallbacks", place), _unknown("model", fallback, known)
-                )
+        for setting, chain in model.chains.items():
+            for place, fallback in enumerate(chain):
+                if fallback not in known:
+                    yield Problem(
+                        ("models", name, setting, place), _unknown("model", fallback, known)
+                    )
+                elif fallback == name and setting != "fallbacks":  # there it is a circle
+                    yield Problem(
+                        ("models", name, setting, place), "a model can't stand in for itself"
+                    )
     for alias, target in settings.aliases.items():
         if alias in known:
             yield Problem(("aliases", alias), f"`{alias}` is a model already", at_key=True)

@@ -135,13 +135,18 @@ def _credentials_to_fallbacks(settings: Settings) -> Iterator[Remark]:
         return
     for name, model in settings.models.items():
         first = model.upstream or settings.main_upstream
-        for place, fallback in enumerate(model.fallbacks):
+        steps = [
+            (("models", name, setting, place), fallback)
+            for setting, chain in model.chains.items()
+            for place, fallback in enumerate(chain)
+        ]
+        for place, fallback in steps:
             other = settings.models[fallback].upstream or settings.main_upstream
             if other != first and not settings.upstreams[other].api_keys:
                 yield Remark(
                     Severity.WARNING,
                     Code.CREDENTIAL_TO_FALLBACK,
-                    ("models", name, "fallbacks", place),
+                    place,
                     f"when `{first}` fails, the client's own key is sent to `{other}`: give that "
                     "upstream `api_keys`, or list `clients`",
                 )

@@ -50,6 +50,24 @@ class ModelSettings(Section):
     fallbacks: tuple[Text, ...] = Field(
         default=(), description="Internal model names to try in turn when this one fails."
     )
+    context_window_fallbacks: tuple[Text, ...] = Field(
+        default=(),
+        description="Internal model names to try in turn when a request is too long for this one.",
+    )
+    content_policy_fallbacks: tuple[Text, ...] = Field(
+        default=(),
+        description="Internal model names to try in turn when this one's content filter refuses "
+        "a request.",
+    )
+
+    @property
+    def chains(self) -> Mapping[str, tuple[str, ...]]:
+        """All models that may answer in its place, by the name of the setting."""
+        return {
+            "fallbacks": self.fallbacks,
+            "context_window_fallbacks": self.context_window_fallbacks,
+            "content_policy_fallbacks": self.content_policy_fallbacks,
+        }
 
 
 class PriceSettings(Section):

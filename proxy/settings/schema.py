@@ -18,6 +18,10 @@ SHORT_FORMS: Final[Mapping[str, Any]] = {
     "StoreSettings": TIERS_SCHEMA,
     "ApiKeySettings": {"type": "string"},
     "EventSettings": TARGETS_SCHEMA,
+    "CircuitSettings": {"type": "boolean", "const": False},
+    "RetryBudgetSettings": {
+        "anyOf": [{"type": "number", "minimum": 0}, {"type": "boolean", "const": False}]
+    },
 }
 _VARIABLE: Final = {"$ref": "#/$defs/Variable"}
 _NULL: Final = {"type": "null"}

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     PrivateAttr,
     SecretStr,
@@ -15,11 +16,14 @@ from pydantic import (
 )
 
 from proxy.settings.types import (
+    Amount,
     ConfigPath,
     Count,
     HeaderName,
     HeaderValue,
     HttpUrl,
+    NotBool,
+    Plain,
     Positive,
     Seconds,
     Section,
@@ -118,6 +122,53 @@ class TimeoutSettings(Section):
     total_seconds: Wait | None = Field(default=1800.0, description="For the whole exchange.")
 
 
+class CircuitSettings(Section):
+    """When an upstream that fails is left alone for a while. Short form: `false` for never."""
+
+    failure_rate: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), NotBool] = Field(
+        default=0.9,
+        description="Share of the calls within `window_seconds` that must fail. With fallbacks, "
+        "0.5 spares more requests the failing upstream; without any, each call that might have "
+        "succeeded is lost while it is left alone.",
+    )
+    min_calls: Positive = Field(
+        default=20, description="Fewer calls than this within `window_seconds` say nothing."
+    )
+    window_seconds: Wait = Field(default=10.0, description="How far back calls count.")
+    connect_failures: Positive = Field(
+        default=5, description="So many connections in a row that fail are enough by themselves."
+    )
+    open_seconds: Wait = Field(
+        default=1.0,
+        description="How long it is left alone; then one request at a time probes it. Doubles "
+        "with each probe that fails.",
+    )
+    max_open_seconds: Wait = Field(default=30.0, description="Longest time that it is left alone.")
+    probes: Positive = Field(default=1, description="Requests that probe it at the same time.")
+
+
+class RetryBudgetSettings(Section):
+    """How many requests may be sent again after the upstream failed. Short form: the share."""
+
+    share: Amount = Field(
+        default=0.3, description="Retries may be this share of the requests of the last 10 seconds."
+    )
+    per_second: Amount = Field(
+        default=3.0, description="So many more are allowed, for times with little traffic."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, given: Any) -> Any:
+        is_share = isinstance(given, int | float | str) and not isinstance(given, bool)
+        return {"share": given} if is_share and given != "" else given
+
+
+def _off(value: Any) -> Any:
+    """`false` switches a part off, as null does."""
+    return None if value is False or (isinstance(value, Plain) and value == "false") else value
+
+
 def _secret_header(value: SecretStr) -> SecretStr:
     text = value.get_secret_value()
     if not text.isascii() or not text.isprintable():
@@ -196,14 +247,23 @@ class UpstreamSettings(Section):
     )
     max_attempts: Positive | None = Field(
         default=None,
-        description="Most tries of one request over its whole chain. Default: 3, or one for each "
+        description="Most tries of one request over its whole chain. Default: 5, or one for each "
         "key if there are more, but no more than 10.",
+    )
+    circuit: Annotated[CircuitSettings | None, BeforeValidator(_off)] = Field(
+        default=CircuitSettings(),
+        description="When it is left alone because it fails. Null or `false`: never.",
+    )
+    retry_budget: Annotated[RetryBudgetSettings | None, BeforeValidator(_off)] = Field(
+        default=RetryBudgetSettings(),
+        description="How much of the traffic may be retries after failures. Short form: the "
+        "share. Null or `false` is no limit.",
     )
 
     @property
     def attempts(self) -> int:
         """Most tries of one request, the default decided."""
-        return self.max_attempts or min(max(3, len(self.keys)), 10)
+        return self.max_attempts or min(max(5, len(self.keys)), 10)
 
     @property
     def keys(self) -> tuple[WeightedKey, ...]:

@@ -21,7 +21,13 @@ from proxy.errors import (
 )
 from proxy.upstream.base import UpstreamRequest, UpstreamResponse
 from proxy.upstream.config import UpstreamConfig
-from proxy.upstream.connection import Gate, least, socket_options, tls_context
+from proxy.upstream.connection import (
+    Gate,
+    least,
+    socket_options,
+    tls_context,
+    while_connecting,
+)
 from proxy.upstream.headers import end_to_end
 from proxy.upstream.upload import Upload
 
@@ -52,7 +58,7 @@ class AiohttpTransport:
         total = least(self._config.timeouts.total_seconds, request.budget_seconds)
         loop = asyncio.get_running_loop()
         deadline = None if total is None else loop.time() + total
-        leave = await self._gate.enter()
+        leave = await self._gate.enter(total)
         try:
             response = await self._answered(request, deadline)
             return _Response(response, self._config, deadline, leave)
@@ -270,11 +276,13 @@ def _as_upstream_error(error: Exception, name: str) -> UpstreamError:
     """The messages name no URL and no header: both can hold credentials."""
     upstream = f"the upstream {name!r}"
     if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return UpstreamTimeout(f"Connecting to {upstream} took too long.")
+        return while_connecting(UpstreamTimeout(f"Connecting to {upstream} took too long."))
     if isinstance(error, TimeoutError):
         return UpstreamTimeout(f"No answer of {upstream} in time.")
     if (reason := _unreachable(error)) is not None:
-        return UpstreamUnreachable(f"No connection to {upstream}: {reason}.")
+        unreachable = UpstreamUnreachable(f"No connection to {upstream}: {reason}.")
+        before = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError)
+        return while_connecting(unreachable) if before else unreachable
     return UpstreamProtocolError(f"The answer of {upstream} is not HTTP.")
 
 

@@ -80,10 +80,23 @@ class Profile:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """What a model name resolves to: the internal name, and its profiles in the order to try."""
+    """What a model name resolves to: the internal name, and its profiles in the order to try.
+
+    `context_window` are those to try instead where one finds the request too long for its model,
+    `content_policy` where one's filter does not let it through.
+    """
 
     model: str
     profiles: tuple[Profile, ...]
+    context_window: tuple[Profile, ...] = ()
+    content_policy: tuple[Profile, ...] = ()
+
+    @property
+    def every(self) -> tuple[Profile, ...]:
+        """All profiles that a request along this chain may come to."""
+        if not (self.context_window or self.content_policy):
+            return self.profiles
+        return (*self.profiles, *self.context_window, *self.content_policy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +120,9 @@ class Outgoing:
 class Exchange:
     """An upstream's answer, and how it was come by.
 
-    `usage_requested` is True where the proxy itself asked for the usage chunk. Closing
-    `response` also gives the key back to its pool.
+    `usage_requested` is True where the proxy itself asked for the usage chunk. `shown_as` is what
+    clients are told of who answered; None is nothing. Closing `response` also gives the key back
+    to its pool.
     """
 
     response: UpstreamResponse
@@ -117,15 +131,20 @@ class Exchange:
     fallback: bool = False
     usage_requested: bool = False
     attempts: int = 1
+    shown_as: str | None = None
 
 
 class AttemptObserver(Protocol):
-    """Is told of every attempt, retries included."""
+    """Is told of every attempt, retries included, and of those that were not made."""
 
     def attempted(self, upstream: str, result: str) -> None:
         """`result` is `ok`, `key-limited`, `key-rejected`, `fault`, `refused`, an error code, or
         `cancelled` where nobody waited any more for the answer to begin.
         """
+        ...
+
+    def withheld(self, upstream: str, reason: str) -> None:
+        """`reason` is `circuit-open` or `retry-budget`."""
         ...
 
 

@@ -2,12 +2,13 @@
 
 import io
 import zlib
+from typing import Any
 
 import orjson
 import zstandard
 
 from proxy.core.wire import Headers, header
-from proxy.upstream.retry_after import wait_seconds
+from proxy.upstream.retry_after import retry_after_seconds, wait_seconds
 from proxy.upstream.verdict import (
     KeyLimited,
     KeyRejected,
@@ -81,11 +82,11 @@ def classify(status: int, headers: Headers, body: bytes, wall: float) -> Verdict
     only looked at for `BODY_STATUSES`; `wall` is the time of the answer.
     """
     if status in FAULT_STATUSES:
-        return UpstreamFault(f"status {status}")
+        return UpstreamFault(f"status {status}", again=_invites(headers, wall))
     if status not in BODY_STATUSES:
         return KeyWorks() if status < _FIRST_ERROR else Neutral()
     lower = tuple((name.lower(), value) for name, value in headers)
-    codes = _codes(plain(lower, body))
+    codes = _codes(error_places(plain(lower, body)))
     if status == _PAYMENT_REQUIRED or (status != _UNAUTHORIZED and codes & QUOTA_CODES):
         return KeyLimited(wait_seconds(lower, wall), quota=True)
     if status == _TOO_MANY:
@@ -115,18 +116,29 @@ def plain(headers: Headers, body: bytes) -> bytes:
         return b""
 
 
-def _codes(body: bytes) -> set[str]:
-    """The `code` and `type` of an error envelope, lower case; of `error` or of the top level."""
+def error_places(body: bytes) -> list[dict[str, Any]]:
+    """The objects in which an error's `code`, `type` and `message` can stand; none for no JSON."""
     try:
         envelope = orjson.loads(body)
     except orjson.JSONDecodeError:
-        return set()
+        return []
     if isinstance(envelope, list) and envelope:
         envelope = envelope[0]
-    if not isinstance(envelope, dict):
-        return set()
-    error = envelope.get("error")
-    places = [envelope, error] if isinstance(error, dict) else [envelope]
+    places = [envelope]
+    for name in ("error", "innererror"):
+        places.append(places[-1].get(name) if isinstance(places[-1], dict) else None)
+    return [place for place in places if isinstance(place, dict)]
+
+
+def _invites(headers: Headers, wall: float) -> bool:
+    """Whether a failing upstream leaves open to be asked again at once."""
+    if any(n.lower() == b"x-should-retry" and v.strip().lower() == b"false" for n, v in headers):
+        return False
+    return not retry_after_seconds(headers, wall)
+
+
+def _codes(places: list[dict[str, Any]]) -> set[str]:
+    """The `code` and `type` of an error envelope, lower case; of `error` or of the top level."""
     return {
         value.strip().lower()
         for place in places

@@ -5,7 +5,7 @@ import socket
 import ssl
 from collections.abc import Callable
 
-from proxy.errors import UpstreamTimeout
+from proxy.errors import UpstreamError, UpstreamTimeout
 from proxy.upstream.config import UpstreamConfig
 
 # A dead peer is noticed after 60 + 4 * 15 s, also while a model thinks and sends nothing.
@@ -48,6 +48,12 @@ def least(first: float | None, second: float | None) -> float | None:
     return min(first, second)
 
 
+def while_connecting(error: UpstreamError) -> UpstreamError:
+    """The error, marked as one that came before there was a connection."""
+    error.connecting = True
+    return error
+
+
 class Gate:
     """At most `limit` requests at once; the others wait in line, first come first served."""
 
@@ -55,13 +61,16 @@ class Gate:
         self._places = None if limit is None else asyncio.Semaphore(limit)
         self._patience = patience_seconds
 
-    async def enter(self) -> Callable[[], None]:
-        """Wait for a place; what is returned gives it back, once. Raises `UpstreamTimeout`."""
+    async def enter(self, seconds: float | None = None) -> Callable[[], None]:
+        """Wait for a place; what is returned gives it back, once.
+
+        The wait is no longer than `seconds`, where that is given. Raises `UpstreamTimeout`.
+        """
         places = self._places
         if places is None:
             return _nothing
         try:
-            async with asyncio.timeout(self._patience):
+            async with asyncio.timeout(least(self._patience, seconds)):
                 await places.acquire()
         except TimeoutError:
             raise UpstreamTimeout("No connection to the upstream became free in time.") from None

@@ -1,61 +1,37 @@
 """One request's way through the keys and profiles of its chain."""
 
-import asyncio
-import functools
-import logging
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
-from enum import Enum, auto
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from proxy.clock import Clock
-from proxy.errors import KeysExhausted, UpstreamError, UpstreamTimeout
-from proxy.upstream.base import (
-    AttemptObserver,
-    Exchange,
-    Outgoing,
-    Profile,
-    Transport,
-    UpstreamRequest,
-    UpstreamResponse,
-)
-from proxy.upstream.classify import BODY_STATUSES, LONGEST_BODY, classify
-from proxy.upstream.config import UpstreamConfig
-from proxy.upstream.headers import for_upstream
-from proxy.upstream.keypool import KeyPool, KeyState, Lease, Transition
-from proxy.upstream.outgoing import body_for, is_repeatable, url_for
-from proxy.upstream.replay import Leased, read_ahead
-from proxy.upstream.upload import Upload
-from proxy.upstream.verdict import KeyLimited, KeyRejected, UpstreamFault, Verdict, result_of
+from proxy.errors import UpstreamError, UpstreamTimeout
+from proxy.upstream.attempt import Ahead, Answered, Attempts
+from proxy.upstream.base import AttemptObserver, Chain, Exchange, Outgoing, Profile
+from proxy.upstream.connection import least
+from proxy.upstream.guard import Passage
+from proxy.upstream.keypool import Lease
+from proxy.upstream.last_word import LastWord
+from proxy.upstream.running import Upstream
+from proxy.upstream.verdict import KeyLimited, KeyRejected, Trouble, UpstreamFault
 
-log = logging.getLogger("magic_proxy.upstream")
-
-# An error's body is short and comes with its headers; one that stalls is not waited for.
-_ERROR_BODY_SECONDS = 5.0
-# A longer body is looked through, and rewritten, in a thread.
-_INLINE_BYTES = 128 * 1024
+_NO_TROUBLES: frozenset[Trouble] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class Upstream:
-    """One upstream as it runs in this worker; `pool` is None where clients bring their own key."""
+@dataclass(slots=True)
+class _Turn:
+    """How it goes with one profile.
 
-    config: UpstreamConfig
-    transport: Transport
-    pool: KeyPool | None
+    `tried` and `refused` are indexes of keys; `failed` says that the upstream failed at the last
+    attempt, `repeats` that a key which was not refused may then be used once more.
+    """
 
-
-class _Next(Enum):
-    KEY = auto()
-    PROFILE = auto()
-
-
-@dataclass(frozen=True, slots=True)
-class _Held:
-    """An error answer that the client gets if nothing better comes."""
-
-    exchange: Exchange
-    verdict: Verdict
+    profile: Profile
     upstream: Upstream
+    attempts: int = 0
+    tried: set[int] = field(default_factory=set)
+    refused: set[int] = field(default_factory=set)
+    failed: bool = False
+    repeats: bool = False
 
 
 class Course:
@@ -64,8 +40,14 @@ class Course:
     Retried on the next key, then the next profile: an answer that refuses the key (429, 402,
     401, some 403), for any request whose body can be sent again, since the upstream did no work;
     a 5xx, 408, 529, or failed connection, for requests that may be worked on twice
-    (`is_repeatable`). An upstream that accepts and then does not answer in time is not asked
-    again with another key, it may still be at work: the next profile is.
+    (`is_repeatable`). Where the upstream failed and no key is left that was not tried, one that
+    was not refused is used again: the failure was not its own. Such retries come out of the
+    upstream's budget. An upstream that accepts and then does not answer in time is not asked
+    again with another key, it may still be at work: the next profile is. So it is where a circuit
+    is open.
+
+    A request that a model finds too long, or that a filter does not let through, goes on along
+    the chain for that, if the model has one; each profile is asked once.
 
     Without a key pool there is no second key, and with a single profile errors pass through
     unchanged: the client's SDK retries by itself. A client's own credential that was refused
@@ -74,281 +56,167 @@ class Course:
 
     def __init__(
         self,
-        profiles: Sequence[tuple[Profile, Upstream]],
+        chain: Chain,
+        upstreams: Mapping[str, Upstream],
         outgoing: Outgoing,
         clock: Clock,
         *,
         strip_credentials: bool,
+        shows_names: bool = True,
         observer: AttemptObserver | None = None,
     ) -> None:
-        self._profiles = profiles
-        self._outgoing = outgoing
-        self._clock = clock
-        self._strip = strip_credentials
+        self._upstreams = upstreams
         self._observer = observer
-        # None: the body is in memory and can be sent again.
-        self._upload = Upload(body) if isinstance(body := outgoing.body, AsyncIterator) else None
+        self._shows_names = shows_names
+        self._first = chain.profiles[0]
+        self._ahead = list(chain.profiles)
+        self._instead: dict[Trouble, tuple[Profile, ...]] = {}
+        if chain.context_window:
+            self._instead[Trouble.CONTEXT_WINDOW] = chain.context_window
+        if chain.content_policy:
+            self._instead[Trouble.CONTENT_POLICY] = chain.content_policy
+        self._met: set[str] = set()
+        names = dict.fromkeys(profile.upstream for profile in chain.every)
+        self._last_word = LastWord([upstreams[name] for name in names])
+        config = upstreams[self._first.upstream].config
+        self._most = config.max_attempts
         self._stopped = False
-        self._attempts = 0
-        self._held: _Held | None = None
-        self._error: UpstreamError | None = None
-        first = profiles[0][1].config
-        self._most = first.max_attempts
-        total = first.timeouts.total_seconds
-        self._deadline = None if total is None else clock.monotonic() + total
+        self._attempts = Attempts(
+            outgoing,
+            clock,
+            strip_credentials=strip_credentials,
+            seconds=config.timeouts.total_seconds,
+            observer=observer,
+        )
 
     async def run(self) -> Exchange:
         """The exchange with the first upstream that gave a usable answer, else the last answer."""
         try:
-            for position in range(len(self._profiles)):
-                if (exchange := await self._through(position)) is not None:
-                    await self._drop_held()
+            while self._ahead and not self._is_over():
+                profile = self._ahead.pop(0)
+                self._met.add(profile.name)
+                turn = _Turn(profile, self._upstreams[profile.upstream])
+                if (exchange := await self._through(turn)) is not None:
+                    await self._last_word.drop()
                     return exchange
-                if self._is_over():
-                    break
-            return await self._last()
+            return self._last_word.say()
         except BaseException:  # cancellation too: the held answer has a connection and a key
-            await self._drop_held()
+            await self._last_word.drop()
             raise
 
-    async def _through(self, position: int) -> Exchange | None:
+    async def _through(self, turn: _Turn) -> Exchange | None:
         """Try one profile with one key after another; None where the next profile is to come."""
-        pool = self._profiles[position][1].pool
-        tried: set[int] = set()
-        here = 0
-        while self._may_attempt(position, here):
-            lease = None
-            if pool is not None:
-                lease = await self._lease(position, tried)
-                if lease is None:
-                    self._note_exhaustion(position)
+        upstream = turn.upstream
+        while self._may_attempt(turn):
+            passage = upstream.guard.admit()
+            if passage is None:
+                self._withhold(upstream, "circuit-open")
+                self._last_word.was_open(upstream)
+                return None
+            with passage:
+                lease = None
+                if upstream.pool is not None:
+                    lease = await self._lease(turn)
+                    if lease is None:
+                        self._last_word.had_no_key(upstream)
+                        return None
+                if turn.failed and not upstream.guard.may_retry():
+                    upstream.release(lease)
+                    self._withhold(upstream, "retry-budget")
                     return None
-                tried.add(lease.index)
-            here += 1
-            attempt = await self._attempt(position, lease, here)
-            if isinstance(attempt, Exchange):
-                return attempt
-            if attempt is _Next.PROFILE or pool is None or self._stopped:
+                result = await self._attempt(turn, lease, passage)
+            if isinstance(result, Answered) and result.is_final:
+                return self._exchange(turn, result)
+            if not await self._goes_on(turn, lease, result):
                 return None
         return None
 
-    async def _lease(self, position: int, tried: set[int]) -> Lease | None:
+    async def _lease(self, turn: _Turn) -> Lease | None:
         """A key that this request has not tried; the last profile may wait for its first one."""
-        upstream = self._profiles[position][1]
-        pool = upstream.pool
-        assert pool is not None
-        may_wait = position == len(self._profiles) - 1 and not tried
-        patience = upstream.config.wait_for_key_seconds if may_wait else 0.0
-        while True:
-            now = self._clock.monotonic()
-            for transition in pool.settle(now):
-                _tell(upstream, transition)
-            lease = pool.acquire(now, tried, may_probe=self._upload is None)
-            soonest = pool.soonest(now)
-            if lease is not None or soonest is None or soonest > patience:
-                return lease
-            # The floor keeps a clock of coarse steps from turning here.
-            seconds = max(soonest, 0.001)
-            patience -= seconds
-            await self._clock.sleep(seconds)
+        upstream, may_probe = turn.upstream, not self._attempts.is_upload
+        patience = 0.0
+        if not self._ahead and not turn.tried:
+            left = self._attempts.seconds_left
+            patience = least(upstream.config.wait_for_key_seconds, left) or 0.0
+        lease = await upstream.lease(turn.tried, patience=patience, may_probe=may_probe)
+        if lease is None and turn.failed and turn.repeats:
+            lease = await upstream.lease(turn.refused, patience=0.0, may_probe=False)
+        if lease is not None:
+            turn.tried.add(lease.index)
+        return lease
 
-    async def _attempt(self, position: int, lease: Lease | None, here: int) -> Exchange | _Next:
-        profile, upstream = self._profiles[position]
-        self._attempts += 1
-        release: Callable[[], None] = _nothing
-        if upstream.pool is not None and lease is not None:
-            release = functools.partial(upstream.pool.release, lease)
+    async def _attempt(
+        self, turn: _Turn, lease: Lease | None, passage: Passage
+    ) -> Answered | UpstreamError:
+        if not turn.attempts:
+            turn.upstream.guard.asked()
+        turn.attempts += 1
+        has_more = turn.upstream.pool is not None and self._attempts.count + 1 < self._most
+        ahead = Ahead(again=has_more, on=bool(self._ahead), troubles=self._troubles())
         try:
-            body, usage_requested = await self._body(profile, upstream.config)
-            response = await upstream.transport.send(self._request(upstream, body, lease))
-            try:
-                judged = await self._judge(position, response, here)
-            except BaseException:  # cancellation too: nobody else has this response
-                await response.aclose()
-                raise
+            return await self._attempts.make(turn.profile, turn.upstream, lease, passage, ahead)
         except UpstreamError as error:
-            release()
-            self._count(upstream, error.error_code or "error")
-            return self._failed(error)
-        except BaseException:  # cancellation too: the key goes back to its pool
-            release()
-            self._count(upstream, "cancelled")
-            raise
-        self._count(upstream, result_of(judged.verdict))
-        if upstream.pool is not None and lease is not None:
-            moment = self._clock.monotonic()
-            _tell(upstream, upstream.pool.report(lease, judged.verdict, moment))
-        exchange = Exchange(
-            response=Leased(judged.response, release),
-            upstream=upstream.config.name,
-            profile=profile.name,
-            fallback=position > 0,
-            usage_requested=usage_requested,
-            attempts=self._attempts,
-        )
-        if judged.is_final:
-            return exchange
-        release()
-        await self._hold(_Held(exchange, judged.verdict, upstream))
-        self._stopped = not self._is_resendable()
-        return _Next.KEY
+            return error
 
-    async def _judge(self, position: int, response: UpstreamResponse, here: int) -> "_Judged":
-        status, headers = response.status, response.headers
-        wall = self._clock.wall()
-        has_pool = self._profiles[position][1].pool is not None
-        verdict = classify(status, headers, b"", wall)
-        depends_on_body = has_pool and status in BODY_STATUSES
-        if not depends_on_body and not self._has_other(position, verdict, here):
-            return _Judged(response, verdict, is_final=True)
-        ahead = await read_ahead(response, LONGEST_BODY, _ERROR_BODY_SECONDS)
-        verdict = classify(status, headers, ahead.head, wall)
-        is_trouble = isinstance(verdict, KeyLimited | KeyRejected | UpstreamFault)
-        return _Judged(ahead, verdict, is_final=not is_trouble)
-
-    def _count(self, upstream: Upstream, result: str) -> None:
-        if self._observer is not None:
-            self._observer.attempted(upstream.config.name, result)
-
-    def _has_other(self, position: int, verdict: Verdict, here: int) -> bool:
-        """True where this answer is trouble, and another key or profile can be asked instead.
-
-        An answer that nothing can follow passes through as it comes, unread.
-        """
-        pool = self._profiles[position][1].pool
-        has_next = position + 1 < len(self._profiles)
-        match verdict:
-            case UpstreamFault():
-                has_key = pool is not None and here < len(pool)
-                return self._is_repeatable() and (has_next or has_key)
-            case KeyLimited(quota=False):
-                return has_next and self._is_resendable()
+    async def _goes_on(
+        self, turn: _Turn, lease: Lease | None, result: Answered | UpstreamError
+    ) -> bool:
+        """Take note of what did not succeed; whether the same profile is asked again."""
+        turn.failed = turn.repeats = False
+        if isinstance(result, UpstreamError):
+            self._last_word.failed(result)
+            self._stopped = not self._attempts.is_repeatable
+            turn.failed, turn.repeats = True, not result.connecting
+            may_be_at_work = isinstance(result, UpstreamTimeout)
+            return turn.upstream.pool is not None and not (self._stopped or may_be_at_work)
+        await self._last_word.hold(self._exchange(turn, result), result.verdict, turn.upstream)
+        self._stopped = not self._attempts.is_resendable
+        match result.verdict:
+            case UpstreamFault(again=again):
+                turn.failed, turn.repeats = True, again
+            case KeyLimited() | KeyRejected() if lease is not None:
+                turn.refused.add(lease.index)
             case _:
-                return False
+                pass
+        if result.trouble is not None:
+            instead = self._instead[result.trouble]
+            self._ahead = [profile for profile in instead if profile.name not in self._met]
+            return False
+        return turn.upstream.pool is not None and not self._stopped
 
-    def _failed(self, error: UpstreamError) -> _Next:
-        self._error = error
-        self._stopped = not self._is_repeatable()
-        return _Next.PROFILE if isinstance(error, UpstreamTimeout) else _Next.KEY
+    def _troubles(self) -> frozenset[Trouble]:
+        """Those for which there is a profile that was not asked yet."""
+        if not self._instead:
+            return _NO_TROUBLES
+        return frozenset(
+            trouble
+            for trouble, profiles in self._instead.items()
+            if any(profile.name not in self._met for profile in profiles)
+        )
 
-    def _is_resendable(self) -> bool:
-        return self._upload is None or not self._upload.begun
-
-    def _is_repeatable(self) -> bool:
-        if self._upload is not None:
-            return not self._upload.begun
-        return is_repeatable(self._outgoing)
-
-    def _may_attempt(self, position: int, here: int) -> bool:
+    def _may_attempt(self, turn: _Turn) -> bool:
         """Each profile gets an attempt; more only as long as one is left for each that follows."""
-        left = self._most - self._attempts
-        following = len(self._profiles) - position - 1
-        return not self._is_over() and left > (following if here else 0)
+        left = self._most - self._attempts.count
+        return not self._is_over() and left > (len(self._ahead) if turn.attempts else 0)
 
     def _is_over(self) -> bool:
-        late = self._deadline is not None and self._clock.monotonic() >= self._deadline
-        return self._stopped or late or self._attempts >= self._most
+        left = self._attempts.seconds_left
+        is_late = left is not None and left <= 0.0
+        return self._stopped or is_late or self._attempts.count >= self._most
 
-    async def _body(
-        self, profile: Profile, config: UpstreamConfig
-    ) -> tuple[bytes | Upload | None, bool]:
-        raw = self._outgoing.body
-        if not isinstance(raw, bytes):
-            return self._upload, False
-        if len(raw) <= _INLINE_BYTES:
-            return body_for(config, profile, self._outgoing, raw)
-        return await asyncio.to_thread(body_for, config, profile, self._outgoing, raw)
-
-    def _request(
-        self, upstream: Upstream, body: bytes | Upload | None, lease: Lease | None
-    ) -> UpstreamRequest:
-        headers = for_upstream(
-            self._outgoing.headers,
-            upstream.config,
-            secret=None if lease is None else lease.secret,
-            strip_credentials=self._strip,
-            keep_length=self._upload is not None,
-        )
-        left = None if self._deadline is None else self._deadline - self._clock.monotonic()
-        url = url_for(upstream.config, self._outgoing)
-        return UpstreamRequest(self._outgoing.method, url, headers, body, left)
-
-    async def _hold(self, held: _Held) -> None:
-        await self._drop_held()
-        self._held = held
-        self._error = None
-
-    async def _drop_held(self) -> None:
-        held, self._held = self._held, None
-        if held is not None:
-            await held.exchange.response.aclose()
-
-    def _note_exhaustion(self, position: int) -> None:
-        """No key of this profile could be had; where none is left at all, that is the error."""
-        upstream = self._profiles[position][1]
-        assert upstream.pool is not None
-        if upstream.pool.exhausted(self._clock.monotonic()):
-            self._error = self._exhausted() or _rejected(upstream)
-
-    def _exhausted(self) -> KeysExhausted | None:
-        now = self._clock.monotonic()
-        pools = {upstream.config.name: upstream.pool for _, upstream in self._profiles}
-        waits = [wait for pool in pools.values() if pool and (wait := pool.soonest(now))]
-        if not waits:
-            return None
-        return KeysExhausted(
-            "Every key for this model is rate limited; try again later.",
-            retry_after_seconds=min(waits),
+    def _exchange(self, turn: _Turn, answered: Answered) -> Exchange:
+        name, profile = turn.upstream.config.name, turn.profile
+        shown = name if profile.name == name else f"{name}/{profile.name}"
+        return Exchange(
+            response=answered.response,
+            upstream=name,
+            profile=profile.name,
+            fallback=profile is not self._first,
+            usage_requested=answered.usage_requested,
+            attempts=self._attempts.count,
+            shown_as=shown if self._shows_names else None,
         )
 
-    async def _last(self) -> Exchange:
-        """The last answer as it came, unless it speaks of keys that the client knows nothing of."""
-        held, pool = self._held, None
-        if held is not None:
-            pool = held.upstream.pool
-        if held is None or (isinstance(held.verdict, KeyRejected) and self._error is not None):
-            raise self._error or UpstreamTimeout("No upstream answered in time.")
-        if pool is not None and isinstance(held.verdict, KeyRejected | KeyLimited):
-            is_rejected = isinstance(held.verdict, KeyRejected)
-            exhausted = self._exhausted() if pool.exhausted(self._clock.monotonic()) else None
-            if exhausted is not None and (is_rejected or len(pool) > 1):
-                raise exhausted
-            if is_rejected:
-                raise _rejected(held.upstream)
-        self._held = None
-        return held.exchange
-
-
-@dataclass(frozen=True, slots=True)
-class _Judged:
-    response: UpstreamResponse
-    verdict: Verdict
-    is_final: bool
-
-
-def _rejected(upstream: Upstream) -> UpstreamError:
-    return UpstreamError(
-        f"The upstream {upstream.config.name!r} takes none of the keys configured for it.",
-        code="upstream_credentials_rejected",
-    )
-
-
-def _tell(upstream: Upstream, transition: Transition | None) -> None:
-    """One line for each change of a key's state."""
-    if transition is None:
-        return
-    level = logging.INFO if transition.after is KeyState.AVAILABLE else logging.WARNING
-    duration = "" if transition.seconds is None else f" for {transition.seconds:.0f} s"
-    log.log(
-        level,
-        "upstream %s: %s is %s%s: %s",
-        upstream.config.name,
-        transition.fingerprint,
-        transition.after,
-        duration,
-        transition.reason,
-    )
-
-
-def _nothing() -> None:
-    """There is no key to give back."""
+    def _withhold(self, upstream: Upstream, reason: str) -> None:
+        if self._observer is not None:
+            self._observer.withheld(upstream.config.name, reason)

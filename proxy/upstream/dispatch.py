@@ -1,13 +1,17 @@
 """All upstreams of one configuration: the `Forwarder` that the engine is given."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from proxy.clock import Clock
+from proxy.core.breaker import CircuitState
 from proxy.upstream.base import AttemptObserver, Chain, Exchange, Outgoing, Transport
 from proxy.upstream.config import UpstreamConfig
-from proxy.upstream.course import Course, Upstream
+from proxy.upstream.course import Course
+from proxy.upstream.guard import Guard
 from proxy.upstream.keypool import KeyPool, KeyStatus
 from proxy.upstream.router import Router
+from proxy.upstream.running import Upstream
 from proxy.upstream.transport import open_transport
 
 
@@ -15,7 +19,8 @@ class UpstreamSet:
     """Resolves models, and sends along their chains.
 
     `strip_client_credentials` is for a proxy that checks credentials itself: then they never go
-    upstream, also not to an upstream without keys. Raises `ValueError` for a route to an upstream
+    upstream, also not to an upstream without keys. `shows_names`: clients are told who answered.
+    Raises `ValueError` for a route to an upstream
     that is not among `configs`.
     """
 
@@ -26,26 +31,38 @@ class UpstreamSet:
         *,
         clock: Clock,
         strip_client_credentials: bool = False,
+        shows_names: bool = True,
         observer: AttemptObserver | None = None,
         transport_factory: Callable[[UpstreamConfig], Transport] = open_transport,
     ) -> None:
         self._router = router
         self._clock = clock
         self._strip = strip_client_credentials
+        self._shows_names = shows_names
         self._observer = observer
         if unknown := sorted(router.upstreams() - {config.name for config in configs}):
             raise ValueError(f"a route leads to an unknown upstream: {', '.join(unknown)}")
         self._upstreams = {
-            config.name: Upstream(config, transport_factory(config), _pool(config))
+            config.name: Upstream(
+                config, transport_factory(config), _pool(config), Guard(config, clock), clock
+            )
             for config in configs
         }
 
     def take_over(self, other: "UpstreamSet") -> None:
-        """Go on with what `other` has learned of the keys of upstreams that both have."""
+        """Go on with what `other` has learned of the upstreams that both have.
+
+        The circuit and the retry budget stay the same ones for requests under the old and the new
+        settings, where what they guard and how is unchanged.
+        """
         for name, upstream in self._upstreams.items():
             before = other._upstreams.get(name)  # noqa: SLF001  # its own kind
-            if upstream.pool is not None and before is not None and before.pool is not None:
+            if before is None:
+                continue
+            if upstream.pool is not None and before.pool is not None:
                 upstream.pool.take_over(before.pool)
+            if before.config.is_guarded_like(upstream.config):
+                self._upstreams[name] = replace(upstream, guard=before.guard)
 
     def resolve(self, model: str | None) -> Chain:
         """The chain for a client's model name. Raises `UnknownModel`."""
@@ -58,10 +75,12 @@ class UpstreamSet:
         raises.
         """
         course = Course(
-            [(profile, self._upstreams[profile.upstream]) for profile in chain.profiles],
+            chain,
+            self._upstreams,
             outgoing,
             self._clock,
             strip_credentials=self._strip,
+            shows_names=self._shows_names,
             observer=self._observer,
         )
         return await course.run()
@@ -70,7 +89,7 @@ class UpstreamSet:
         """Names (lower case) of the request headers that choose an account along this chain."""
         names = (
             name.lower().encode()
-            for profile in chain.profiles
+            for profile in chain.every
             for name in self._upstreams[profile.upstream].config.account_headers
         )
         return tuple(dict.fromkeys(names))
@@ -78,12 +97,12 @@ class UpstreamSet:
     def uses_client_credentials(self, chain: Chain) -> bool:
         """True where the client's own credential goes to any upstream of the chain."""
         return not self._strip and any(
-            self._upstreams[profile.upstream].pool is None for profile in chain.profiles
+            self._upstreams[profile.upstream].pool is None for profile in chain.every
         )
 
     def max_batch(self, chain: Chain) -> int | None:
         """Most inputs in one embeddings request; None is no limit."""
-        limits = [self._upstreams[profile.upstream].config.max_batch for profile in chain.profiles]
+        limits = [self._upstreams[profile.upstream].config.max_batch for profile in chain.every]
         return min((limit for limit in limits if limit is not None), default=None)
 
     def key_states(self) -> dict[str, tuple[KeyStatus, ...]]:
@@ -94,6 +113,10 @@ class UpstreamSet:
             for name, upstream in self._upstreams.items()
             if upstream.pool is not None
         }
+
+    def circuit_states(self) -> dict[str, CircuitState]:
+        """For each upstream: where its circuit stands."""
+        return {name: upstream.guard.state for name, upstream in self._upstreams.items()}
 
     @property
     def transports(self) -> tuple[Transport, ...]:

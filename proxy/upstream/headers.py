@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from proxy.core.client_deadline import HEADER as DEADLINE
 from proxy.core.wire import Headers, header
 from proxy.upstream.config import KeySecret, UpstreamConfig
 
@@ -19,9 +20,9 @@ HOP_BY_HOP = frozenset(
     }
 )
 
-# Never sent: the transport writes its own host and framing, `Expect` would stall the upload, and
-# the admin key is a secret of this proxy.
-_NEVER_SENT = frozenset({b"host", b"content-length", b"expect", b"x-admin-key"})
+# Never sent: the transport writes its own host and framing, `Expect` would stall the upload, the
+# admin key is a secret of this proxy, and the deadline was said to it.
+_NEVER_SENT = frozenset({b"host", b"content-length", b"expect", b"x-admin-key", DEADLINE})
 
 # Where clients put credentials; a cookie is one as well.
 _CREDENTIALS = frozenset({b"authorization", b"api-key", b"x-api-key", b"x-goog-api-key", b"cookie"})

@@ -15,7 +15,13 @@ from proxy.errors import (
 )
 from proxy.upstream.base import UpstreamRequest, UpstreamResponse
 from proxy.upstream.config import UpstreamConfig
-from proxy.upstream.connection import Gate, least, socket_options, tls_context
+from proxy.upstream.connection import (
+    Gate,
+    least,
+    socket_options,
+    tls_context,
+    while_connecting,
+)
 from proxy.upstream.headers import end_to_end
 from proxy.upstream.upload import Upload
 
@@ -47,7 +53,7 @@ class HttpxTransport:
         """Send, and return when the response's headers are there. Raises `UpstreamError`."""
         total = least(self._config.timeouts.total_seconds, request.budget_seconds)
         deadline = None if total is None else asyncio.get_running_loop().time() + total
-        leave = await self._gate.enter()
+        leave = await self._gate.enter(total)
         try:
             timeouts: dict[str, float | None] = {
                 "connect": self._config.timeouts.connect_seconds,
@@ -175,11 +181,19 @@ def _as_upstream_error(error: Exception, name: str) -> UpstreamError:
     """The messages name no URL and no header: both can hold credentials."""
     match error:
         case httpx.ConnectTimeout():
-            return UpstreamTimeout(f"Connecting to the upstream {name!r} took too long.")
+            return while_connecting(
+                UpstreamTimeout(f"Connecting to the upstream {name!r} took too long.")
+            )
         case httpx.TimeoutException() | TimeoutError():
             return UpstreamTimeout(f"The upstream {name!r} did not answer in time.")
         case httpx.ProxyError():
-            return UpstreamUnreachable(f"The proxy before the upstream {name!r} refused.")
+            return while_connecting(
+                UpstreamUnreachable(f"The proxy before the upstream {name!r} refused.")
+            )
+        case httpx.ConnectError():
+            return while_connecting(
+                UpstreamUnreachable(f"No connection to the upstream {name!r}.")
+            )
         case httpx.NetworkError():
             return UpstreamUnreachable(f"No connection to the upstream {name!r}.")
         case httpx.RemoteProtocolError() if _unanswered(error):

@@ -37,12 +37,24 @@ def wait_seconds(headers: Headers, wall: float) -> float | None:
     quota is used up (the longest); where none says so, the shortest. `wall` is the time of the
     answer, for dates.
     """
-    said = {name.lower().decode("latin-1"): value.decode("latin-1") for name, value in headers}
+    said = _said(headers)
+    asked = _asked(said, wall)
+    return _resets(said, wall) if asked is None else asked
+
+
+def retry_after_seconds(headers: Headers, wall: float) -> float | None:
+    """The same of the two headers alone that speak of this answer, not of limits in general."""
+    return _asked(_said(headers), wall)
+
+
+def _said(headers: Headers) -> dict[str, str]:
+    return {name.lower().decode("latin-1"): value.decode("latin-1") for name, value in headers}
+
+
+def _asked(said: Mapping[str, str], wall: float) -> float | None:
     if (milliseconds := _number(said.get("retry-after-ms", ""))) is not None:
         return _bounded(milliseconds / 1000.0)
-    if (seconds := duration(said.get("retry-after", ""), wall)) is not None:
-        return seconds
-    return _resets(said, wall)
+    return duration(said.get("retry-after", ""), wall)
 
 
 def duration(text: str, wall: float) -> float | None:

@@ -14,10 +14,15 @@ _MEMO_NAME_LENGTH: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One listed model: its own profile, and the internal names of its fallbacks in order."""
+    """One listed model: its own profile, and the internal names of its fallbacks in order.
+
+    Those for requests that are too long, or filtered, are lists of their own.
+    """
 
     profile: Profile
     fallbacks: tuple[str, ...] = ()
+    context_window_fallbacks: tuple[str, ...] = ()
+    content_policy_fallbacks: tuple[str, ...] = ()
 
 
 class Router:
@@ -46,7 +51,12 @@ class Router:
             for name, route in routes.items()
         }
         self._listed = {
-            name: (profiles[name], *_named(name, route.fallbacks, profiles))
+            name: Chain(
+                name,
+                (profiles[name], *_named(name, route.fallbacks, profiles)),
+                _named(name, route.context_window_fallbacks, profiles),
+                _named(name, route.content_policy_fallbacks, profiles),
+            )
             for name, route in routes.items()
         }
 
@@ -69,20 +79,27 @@ class Router:
         if model is None:
             return Chain(model="", profiles=(self._default,))
         internal = self._aliases.get(model, model)
-        if (profiles := self._listed.get(internal)) is not None:
-            return Chain(internal, tuple(_for_client(profile, model) for profile in profiles))
+        if (chain := self._listed.get(internal)) is not None:
+            return Chain(
+                internal,
+                _for_client(chain.profiles, model),
+                _for_client(chain.context_window, model),
+                _for_client(chain.content_policy, model),
+            )
         if self._closed:
             raise UnknownModel(f"The model {model!r} does not exist here.", param="model")
-        return Chain(internal, (_for_client(replace(self._default, model=internal), model),))
+        return Chain(internal, _for_client((replace(self._default, model=internal),), model))
 
     def upstreams(self) -> set[str]:
         """The names of all upstreams that any route leads to."""
-        listed = (profile for profiles in self._listed.values() for profile in profiles)
+        listed = (profile for chain in self._listed.values() for profile in chain.every)
         return {self._default.upstream, *(profile.upstream for profile in listed)}
 
 
-def _for_client(profile: Profile, model: str) -> Profile:
-    return replace(profile, model=None) if profile.model == model else profile
+def _for_client(profiles: tuple[Profile, ...], model: str) -> tuple[Profile, ...]:
+    return tuple(
+        replace(profile, model=None) if profile.model == model else profile for profile in profiles
+    )
 
 
 def _named(

@@ -1,6 +1,7 @@
 """What one answer, or one failure, says about the key and the upstream. A closed union."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TypeAlias, assert_never
 
 
@@ -29,14 +30,25 @@ class KeyRejected:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamFault:
-    """The upstream or the way to it failed; this says nothing about the key."""
+    """The upstream or the way to it failed; this says nothing about the key.
+
+    `again` is False where it asked not to be tried again, or not now.
+    """
 
     reason: str
+    again: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Neutral:
     """The request is at fault, or it was broken off; nothing is learned about the key."""
+
+
+class Trouble(StrEnum):
+    """What a model refuses a request for that another model may take."""
+
+    CONTEXT_WINDOW = "context-window"  # it is longer than this model reads
+    CONTENT_POLICY = "content-policy"  # this provider's filter does not let it through
 
 
 def result_of(verdict: "Verdict") -> str:

@@ -1,0 +1,101 @@
+"""What a client gets where no attempt succeeded."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from proxy.errors import CircuitOpen, KeysExhausted, UpstreamError, UpstreamTimeout
+from proxy.upstream.base import Exchange
+from proxy.upstream.running import Upstream
+from proxy.upstream.verdict import KeyLimited, KeyRejected, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """An error answer that the client gets if nothing better comes."""
+
+    exchange: Exchange
+    verdict: Verdict
+    upstream: Upstream
+
+
+class LastWord:
+    """Keeps the last answer, and what went wrong since; `upstreams` are all along the chain."""
+
+    def __init__(self, upstreams: Sequence[Upstream]) -> None:
+        self._upstreams = upstreams
+        self._held: _Held | None = None
+        self._error: UpstreamError | None = None
+
+    async def hold(self, exchange: Exchange, verdict: Verdict, upstream: Upstream) -> None:
+        """Keep this answer instead of what was kept before."""
+        await self.drop()
+        self._held = _Held(exchange, verdict, upstream)
+        self._error = None
+
+    async def drop(self) -> None:
+        """Let go of what is kept."""
+        held, self._held = self._held, None
+        if held is not None:
+            await held.exchange.response.aclose()
+
+    def failed(self, error: UpstreamError) -> None:
+        """An attempt got no answer."""
+        self._error = error
+
+    def was_open(self, upstream: Upstream) -> None:
+        """No attempt was made; what was learned before says more, but for when to come again."""
+        seconds = upstream.guard.seconds_to_probe
+        if isinstance(self._error, CircuitOpen):
+            seconds = min(seconds, self._error.retry_after_seconds or seconds)
+        elif self._error is not None:
+            return
+        self._error = CircuitOpen(
+            f"The upstream {upstream.config.name!r} has failed too often just now, and is left "
+            "alone for a moment.",
+            retry_after_seconds=seconds,
+        )
+
+    def had_no_key(self, upstream: Upstream) -> None:
+        """No key could be had; where none is left at all, that is the error."""
+        if upstream.is_exhausted:
+            self._error = self._exhausted() or _rejected(upstream)
+
+    def say(self) -> Exchange:
+        """The last answer as it came, unless it speaks of keys that the client knows nothing of.
+
+        Raises `UpstreamError` where there is none, or a better one.
+        """
+        held = self._held
+        if held is None or (isinstance(held.verdict, KeyRejected) and self._error is not None):
+            raise self._error or UpstreamTimeout("No upstream answered in time.")
+        pool = held.upstream.pool
+        if pool is not None and isinstance(held.verdict, KeyRejected | KeyLimited):
+            is_rejected = isinstance(held.verdict, KeyRejected)
+            exhausted = self._exhausted() if held.upstream.is_exhausted else None
+            if exhausted is not None and (is_rejected or len(pool) > 1):
+                raise exhausted
+            if is_rejected:
+                raise _rejected(held.upstream)
+        self._held = None
+        return held.exchange
+
+    def _exhausted(self) -> KeysExhausted | None:
+        waits = [
+            wait
+            for upstream in self._upstreams
+            if upstream.pool is not None
+            and (wait := upstream.pool.soonest(upstream.clock.monotonic()))
+        ]
+        if not waits:
+            return None
+        return KeysExhausted(
+            "Every key for this model is rate limited; try again later.",
+            retry_after_seconds=min(waits),
+        )
+
+
+def _rejected(upstream: Upstream) -> UpstreamError:
+    return UpstreamError(
+        f"The upstream {upstream.config.name!r} takes none of the keys configured for it.",
+        code="upstream_credentials_rejected",
+    )
