@@ -21,13 +21,7 @@ from proxy.errors import (
 )
 from proxy.upstream.base import UpstreamRequest, UpstreamResponse
 from proxy.upstream.config import UpstreamConfig
-from proxy.upstream.connection import (
-    Gate,
-    least,
-    socket_options,
-    tls_context,
-    while_connecting,
-)
+from proxy.upstream.connection import Gate, least, socket_options, tls_context
 from proxy.upstream.headers import end_to_end
 from proxy.upstream.upload import Upload
 
@@ -272,17 +266,29 @@ def _text(value: bytes) -> str:
         return value.decode("latin-1")
 
 
+# What fails before there is a connection.
+_CONNECTING = (
+    aiohttp.ConnectionTimeoutError,
+    aiohttp.ClientConnectorError,
+    aiohttp.ClientHttpProxyError,
+)
+
+
 def _as_upstream_error(error: Exception, name: str) -> UpstreamError:
+    told = _told(error, name)
+    told.connecting = isinstance(error, _CONNECTING)
+    return told
+
+
+def _told(error: Exception, name: str) -> UpstreamError:
     """The messages name no URL and no header: both can hold credentials."""
     upstream = f"the upstream {name!r}"
     if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return while_connecting(UpstreamTimeout(f"Connecting to {upstream} took too long."))
+        return UpstreamTimeout(f"Connecting to {upstream} took too long.")
     if isinstance(error, TimeoutError):
         return UpstreamTimeout(f"No answer of {upstream} in time.")
     if (reason := _unreachable(error)) is not None:
-        unreachable = UpstreamUnreachable(f"No connection to {upstream}: {reason}.")
-        before = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError)
-        return while_connecting(unreachable) if before else unreachable
+        return UpstreamUnreachable(f"No connection to {upstream}: {reason}.")
     return UpstreamProtocolError(f"The answer of {upstream} is not HTTP.")
 
 

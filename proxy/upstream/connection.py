@@ -5,7 +5,7 @@ import socket
 import ssl
 from collections.abc import Callable
 
-from proxy.errors import UpstreamError, UpstreamTimeout
+from proxy.errors import UpstreamTimeout
 from proxy.upstream.config import UpstreamConfig
 
 # A dead peer is noticed after 60 + 4 * 15 s, also while a model thinks and sends nothing.
@@ -46,12 +46,6 @@ def least(first: float | None, second: float | None) -> float | None:
     if first is None or second is None:
         return second if first is None else first
     return min(first, second)
-
-
-def while_connecting(error: UpstreamError) -> UpstreamError:
-    """The error, marked as one that came before there was a connection."""
-    error.connecting = True
-    return error
 
 
 class Gate:

@@ -21,8 +21,8 @@ _NO_TROUBLES: frozenset[Trouble] = frozenset()
 class _Turn:
     """How it goes with one profile.
 
-    `tried` and `refused` are indexes of keys; `failed` says that the upstream failed at the last
-    attempt, `repeats` that a key which was not refused may then be used once more.
+    `tried` and `refused` are indexes of keys. `owes`: the upstream failed, and the next attempt is
+    the retry of that; `repeats`: a key that was not refused may be used once more for it.
     """
 
     profile: Profile
@@ -30,7 +30,7 @@ class _Turn:
     attempts: int = 0
     tried: set[int] = field(default_factory=set)
     refused: set[int] = field(default_factory=set)
-    failed: bool = False
+    owes: bool = False
     repeats: bool = False
 
 
@@ -40,11 +40,11 @@ class Course:
     Retried on the next key, then the next profile: an answer that refuses the key (429, 402,
     401, some 403), for any request whose body can be sent again, since the upstream did no work;
     a 5xx, 408, 529, or failed connection, for requests that may be worked on twice
-    (`is_repeatable`). Where the upstream failed and no key is left that was not tried, one that
-    was not refused is used again: the failure was not its own. Such retries come out of the
-    upstream's budget. An upstream that accepts and then does not answer in time is not asked
-    again with another key, it may still be at work: the next profile is. So it is where a circuit
-    is open.
+    (`is_repeatable`). Each key is used once; but while some of the pool rest or are retired, one
+    that was not refused takes their turns where the upstream failed. Retries after a failure come
+    out of the upstream's budget. An upstream that accepts and then does not answer in time is not
+    asked again with another key, it may still be at work: the next profile is. So it is where a
+    circuit is open.
 
     A request that a model finds too long, or that a filter does not let through, goes on along
     the chain for that, if the model has one; each profile is asked once.
@@ -120,10 +120,11 @@ class Course:
                     if lease is None:
                         self._last_word.had_no_key(upstream)
                         return None
-                if turn.failed and not upstream.guard.may_retry():
+                if turn.owes and not upstream.guard.may_retry():
                     upstream.release(lease)
                     self._withhold(upstream, "retry-budget")
                     return None
+                turn.owes = False
                 result = await self._attempt(turn, lease, passage)
             if isinstance(result, Answered) and result.is_final:
                 return self._exchange(turn, result)
@@ -139,7 +140,7 @@ class Course:
             left = self._attempts.seconds_left
             patience = least(upstream.config.wait_for_key_seconds, left) or 0.0
         lease = await upstream.lease(turn.tried, patience=patience, may_probe=may_probe)
-        if lease is None and turn.failed and turn.repeats:
+        if lease is None and turn.repeats and upstream.is_short_of_keys:
             lease = await upstream.lease(turn.refused, patience=0.0, may_probe=False)
         if lease is not None:
             turn.tried.add(lease.index)
@@ -151,8 +152,9 @@ class Course:
         if not turn.attempts:
             turn.upstream.guard.asked()
         turn.attempts += 1
-        has_more = turn.upstream.pool is not None and self._attempts.count + 1 < self._most
-        ahead = Ahead(again=has_more, on=bool(self._ahead), troubles=self._troubles())
+        ahead = Ahead(
+            again=self._has_key_left(turn), on=bool(self._ahead), troubles=self._troubles()
+        )
         try:
             return await self._attempts.make(turn.profile, turn.upstream, lease, passage, ahead)
         except UpstreamError as error:
@@ -162,18 +164,17 @@ class Course:
         self, turn: _Turn, lease: Lease | None, result: Answered | UpstreamError
     ) -> bool:
         """Take note of what did not succeed; whether the same profile is asked again."""
-        turn.failed = turn.repeats = False
         if isinstance(result, UpstreamError):
             self._last_word.failed(result)
             self._stopped = not self._attempts.is_repeatable
-            turn.failed, turn.repeats = True, not result.connecting
+            turn.owes, turn.repeats = True, not result.connecting
             may_be_at_work = isinstance(result, UpstreamTimeout)
             return turn.upstream.pool is not None and not (self._stopped or may_be_at_work)
         await self._last_word.hold(self._exchange(turn, result), result.verdict, turn.upstream)
         self._stopped = not self._attempts.is_resendable
         match result.verdict:
             case UpstreamFault(again=again):
-                turn.failed, turn.repeats = True, again
+                turn.owes, turn.repeats = True, again
             case KeyLimited() | KeyRejected() if lease is not None:
                 turn.refused.add(lease.index)
             case _:
@@ -183,6 +184,12 @@ class Course:
             self._ahead = [profile for profile in instead if profile.name not in self._met]
             return False
         return turn.upstream.pool is not None and not self._stopped
+
+    def _has_key_left(self, turn: _Turn) -> bool:
+        pool = turn.upstream.pool
+        if pool is None or self._attempts.count + 1 >= self._most:
+            return False
+        return turn.attempts < len(pool) or turn.upstream.is_short_of_keys
 
     def _troubles(self) -> frozenset[Trouble]:
         """Those for which there is a profile that was not asked yet."""

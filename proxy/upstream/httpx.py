@@ -15,13 +15,7 @@ from proxy.errors import (
 )
 from proxy.upstream.base import UpstreamRequest, UpstreamResponse
 from proxy.upstream.config import UpstreamConfig
-from proxy.upstream.connection import (
-    Gate,
-    least,
-    socket_options,
-    tls_context,
-    while_connecting,
-)
+from proxy.upstream.connection import Gate, least, socket_options, tls_context
 from proxy.upstream.headers import end_to_end
 from proxy.upstream.upload import Upload
 
@@ -178,22 +172,22 @@ def _unanswered(error: httpx.TransportError) -> bool:
 
 
 def _as_upstream_error(error: Exception, name: str) -> UpstreamError:
+    told = _told(error, name)
+    told.connecting = isinstance(
+        error, httpx.ConnectTimeout | httpx.ConnectError | httpx.ProxyError
+    )
+    return told
+
+
+def _told(error: Exception, name: str) -> UpstreamError:
     """The messages name no URL and no header: both can hold credentials."""
     match error:
         case httpx.ConnectTimeout():
-            return while_connecting(
-                UpstreamTimeout(f"Connecting to the upstream {name!r} took too long.")
-            )
+            return UpstreamTimeout(f"Connecting to the upstream {name!r} took too long.")
         case httpx.TimeoutException() | TimeoutError():
             return UpstreamTimeout(f"The upstream {name!r} did not answer in time.")
         case httpx.ProxyError():
-            return while_connecting(
-                UpstreamUnreachable(f"The proxy before the upstream {name!r} refused.")
-            )
-        case httpx.ConnectError():
-            return while_connecting(
-                UpstreamUnreachable(f"No connection to the upstream {name!r}.")
-            )
+            return UpstreamUnreachable(f"The proxy before the upstream {name!r} refused.")
         case httpx.NetworkError():
             return UpstreamUnreachable(f"No connection to the upstream {name!r}.")
         case httpx.RemoteProtocolError() if _unanswered(error):

@@ -61,6 +61,14 @@ class Upstream:
         """True where there are keys, and none can be given out."""
         return self.pool is not None and self.pool.exhausted(self.clock.monotonic())
 
+    @property
+    def is_short_of_keys(self) -> bool:
+        """True where some of the keys rest or are retired."""
+        return self.pool is not None and any(
+            status.state is not KeyState.AVAILABLE
+            for status in self.pool.states(self.clock.monotonic())
+        )
+
     def _tell(self, transition: Transition | None) -> None:
         """One line for each change of a key's state."""
         if transition is None:

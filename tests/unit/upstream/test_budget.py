@@ -1,0 +1,52 @@
+"""The share of the traffic that may be retries."""
+
+from proxy.upstream.budget import BudgetPolicy, RetryBudget
+
+
+def spent(budget: RetryBudget, now: float) -> int:
+    """How many retries it gives until it gives no more."""
+    count = 0
+    while budget.take(now):
+        count += 1
+        assert count < 10_000
+    return count
+
+
+def test_B63_retries_are_a_share_of_the_requests_and_a_few_more() -> None:
+    budget = RetryBudget(BudgetPolicy(share=0.2, per_second=1.0))
+    for _ in range(100):
+        budget.asked(0.0)
+    assert spent(budget, 0.0) == 20 + 10
+
+
+def test_without_traffic_there_is_the_floor() -> None:
+    budget = RetryBudget(BudgetPolicy(share=0.2, per_second=0.5))
+    assert spent(budget, 0.0) == 5
+    assert spent(budget, 5.0) == 0
+    assert spent(budget, 11.0) == 5
+
+
+def test_nothing_is_given_where_nothing_is_allowed() -> None:
+    budget = RetryBudget(BudgetPolicy(share=0.0, per_second=0.0))
+    budget.asked(0.0)
+    assert not budget.take(0.0)
+
+
+def test_old_requests_earn_nothing() -> None:
+    budget = RetryBudget(BudgetPolicy(share=1.0, per_second=0.0))
+    for _ in range(10):
+        budget.asked(0.0)
+    assert not budget.take(20.0)
+
+
+def test_an_outage_is_not_multiplied() -> None:
+    """Everything fails, each request wants four retries: the upstream gets a third more."""
+    budget = RetryBudget(BudgetPolicy(share=0.3, per_second=3.0))
+    calls = 0
+    for step in range(20_000):
+        now = step * 0.01
+        budget.asked(now)
+        calls += 1
+        for _ in range(4):
+            calls += budget.take(now)
+    assert 20_000 * 1.3 <= calls <= 20_000 * 1.35
