@@ -39,8 +39,9 @@ class Patience:
         if math.isinf(self._begin):
             yield
             return
+        limit = asyncio.timeout(self._begin - self._clock.monotonic())
         try:
-            async with asyncio.timeout(self._begin - self._clock.monotonic()) as limit:
+            async with limit:
                 yield
         except TimeoutError:
             if not limit.expired():
@@ -69,8 +70,9 @@ class _Bounded:
     async def __aiter__(self) -> AsyncIterator[bytes]:
         chunks = aiter(self._body)
         while True:
+            limit = asyncio.timeout(self._end - self._clock.monotonic())
             try:
-                async with asyncio.timeout(self._end - self._clock.monotonic()) as limit:
+                async with limit:
                     chunk = await anext(chunks, None)
             except TimeoutError:
                 if not limit.expired():

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 
@@ -248,10 +249,9 @@ async def test_what_a_circuit_knows_outlives_a_reload() -> None:
 async def test_a_circuit_begins_anew_for_an_upstream_that_is_another(another: str) -> None:
     world = World(up(circuit=QUICK))
     await opened(world)
-    settings = {"circuit": QUICK} if another == "address" else {"circuit": CircuitPolicy()}
-    config = up(**settings)
+    config = up(circuit=QUICK if another == "address" else CircuitPolicy())
     if another == "address":
-        object.__setattr__(config, "base_url", "https://elsewhere.example/v1")
+        config = replace(config, base_url="https://elsewhere.example/v1")
     after = World(config)
     after.set.take_over(world.set)
     assert after.set.circuit_states() == {"up": CircuitState.CLOSED}
