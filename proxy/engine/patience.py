@@ -69,8 +69,8 @@ class _Bounded:
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         chunks = aiter(self._body)
-        while True:
-            limit = asyncio.timeout(self._end - self._clock.monotonic())
+        while (left := self._end - self._clock.monotonic()) > 0.0:
+            limit = asyncio.timeout(left)
             try:
                 async with limit:
                     chunk = await anext(chunks, None)
@@ -81,6 +81,7 @@ class _Bounded:
             if chunk is None:
                 return
             yield chunk
+        raise _too_late()
 
     async def aclose(self) -> None:
         await self._body.aclose()

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from proxy.errors import UpstreamTimeout
+from proxy.errors import UpstreamTimeout, UpstreamUnreachable
 from proxy.upstream.base import Timeouts, UpstreamRequest
 from tests.contract.raw_server import (
     CHUNKED,
@@ -115,3 +115,32 @@ async def test_B68_connecting_has_a_time_out(opened: Opener) -> None:
         async with opened(root, timeouts) as transport:
             with pytest.raises(UpstreamTimeout):
                 await transport.send(post(root))
+
+
+async def test_B62_a_connection_that_fails_is_told_apart_from_one_that_breaks(
+    opened: Opener,
+) -> None:
+    async def hangs_up(peer: Peer) -> None:
+        await peer.request()
+
+    gone = "http://127.0.0.1:1/v1"  # nobody's port
+    async with opened(gone) as transport:
+        with pytest.raises(UpstreamUnreachable) as caught:
+            await transport.send(post(gone))
+    assert caught.value.connecting
+    async with Server(hangs_up) as server, opened(server.root) as transport:
+        with pytest.raises(UpstreamUnreachable) as caught:
+            await transport.send(post(server.root))
+    assert not caught.value.connecting
+
+
+async def test_B68_the_wait_in_line_is_part_of_the_budget(opened: Opener) -> None:
+    async with (
+        Server(falls_silent) as server,
+        opened(server.root, max_connections=1) as transport,
+    ):
+        first = await transport.send(post(server.root))
+        async with asyncio.timeout(SOON):
+            with pytest.raises(UpstreamTimeout):
+                await transport.send(replace(post(server.root), budget_seconds=0.05))
+        await first.aclose()

@@ -58,6 +58,7 @@ TABLE = [
     pytest.param("clients: open\nupstreams: {a: {base_url: https://a, api_keys: [k]}}\n", [], id="open-on-loopback"),
     pytest.param("upstreams: {a: {base_url: https://a, verify_tls: false}}\n", [("unverified-tls", "warning", "upstreams.a.verify_tls", "ca_file")], id="unverified"),
     pytest.param("default_upstream: a\nupstreams: {a: {base_url: https://a}, b: {base_url: https://b}}\nmodels: {x: {upstream: a, fallbacks: [y]}, y: {upstream: b}}\n", [("credential-to-fallback", "warning", "models.x.fallbacks[0]", "the client's own key is sent to `b`")], id="credential-to-fallback"),
+    pytest.param("default_upstream: a\nupstreams: {a: {base_url: https://a}, b: {base_url: https://b}}\nmodels: {x: {upstream: a, content_policy_fallbacks: [y]}, y: {upstream: b}}\n", [("credential-to-fallback", "warning", "models.x.content_policy_fallbacks[0]", "the client's own key is sent to `b`")], id="credential-to-special-fallback"),
     pytest.param("clients: open\nupstreams: {a: {base_url: http://a, api_keys: [k]}}\n", [("keys-in-clear", "note", "upstreams.a.base_url", "encryption")], id="keys-in-clear"),
     pytest.param("clients: open\nupstreams: {a: {base_url: 'http://127.0.0.1:1', api_keys: [k]}}\n", [], id="keys-on-loopback"),
     pytest.param("", [], id="defaults"),

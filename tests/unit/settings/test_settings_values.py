@@ -307,3 +307,39 @@ def test_places_are_known_for_whoever_has_more_to_say(tmp_path: Path) -> None:
     assert loaded.place_of(("server", "log_level")).line == 2
     assert loaded.place_of(("server", "host")).variable == "MAGIC_PROXY__SERVER__HOST"
     assert loaded.place_of(("store",)).line == 1
+
+
+# ---- circuits and retry budgets ----
+
+ONE_UPSTREAM = "upstreams:\n  a:\n    base_url: https://a\n    %s\n"
+
+
+@pytest.mark.parametrize("off", ["false", "null", "${OFF}"])
+def test_a_circuit_and_a_retry_budget_can_be_switched_off(off: str, load_text: LoadText) -> None:
+    text = ONE_UPSTREAM % f"circuit: {off}\n    retry_budget: {off}"
+    upstream = load_text(text, {"OFF": "false"}).upstreams["a"]
+    assert (upstream.circuit, upstream.retry_budget) == (None, None)
+
+
+@pytest.mark.parametrize("spelled", ["0.5", "${HALF}", "{share: 0.5}"])
+def test_a_retry_budget_has_a_short_form(spelled: str, load_text: LoadText) -> None:
+    text = ONE_UPSTREAM % f"retry_budget: {spelled}"
+    budget = load_text(text, {"HALF": "0.5"}).upstreams["a"].retry_budget
+    assert budget is not None
+    assert (budget.share, budget.per_second) == (0.5, 3.0)
+
+
+def test_an_upstream_has_both_without_being_asked(load_text: LoadText) -> None:
+    upstream = load_text(ONE_UPSTREAM % "circuit:").upstreams["a"]
+    assert upstream.retry_budget is not None
+    settings = Settings()
+    assert settings.upstreams["openai"].circuit is not None
+
+
+@pytest.mark.parametrize(("keys", "attempts"), [(0, 5), (1, 5), (7, 7), (20, 10)])
+def test_the_default_of_attempts_goes_by_the_keys(
+    keys: int, attempts: int, load_text: LoadText
+) -> None:
+    listed = ", ".join(f"key-{number}" for number in range(keys))
+    text = ONE_UPSTREAM % f"api_keys: [{listed}]" + "clients: open"
+    assert load_text(text).upstreams["a"].attempts == attempts
