@@ -28,6 +28,7 @@ from proxy.upstream.upload import Upload
 from proxy.upstream.verdict import (
     KeyLimited,
     KeyRejected,
+    KeyWorks,
     Trouble,
     UpstreamFault,
     Verdict,
@@ -53,7 +54,7 @@ class Ahead:
     troubles: frozenset[Trouble]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answered:
     """An upstream's answer; closing `response` gives the key back.
 
@@ -116,9 +117,12 @@ class Attempts:
         upstream: Upstream,
         lease: Lease | None,
         passage: Passage,
-        ahead: Ahead,
+        ahead: Callable[[], Ahead],
     ) -> Answered:
-        """Send once, and tell key and circuit what became of it. Raises `UpstreamError`."""
+        """Send once, and tell key and circuit what became of it.
+
+        `ahead` is asked where an answer is bad. Raises `UpstreamError`.
+        """
         self.count += 1
         had_full_time = self._has_full_time(upstream.config)
         try:
@@ -144,16 +148,16 @@ class Attempts:
         release: Callable[[], None] = partial(upstream.release, lease)
         if not answered.is_final:
             release()
-        return Answered(
-            Leased(answered.response, release),
-            answered.verdict,
-            answered.is_final,
-            answered.trouble,
-            usage_requested,
-        )
+        answered.response = Leased(answered.response, release)
+        answered.usage_requested = usage_requested
+        return answered
 
     async def _judged(
-        self, upstream: Upstream, response: UpstreamResponse, passage: Passage, ahead: Ahead
+        self,
+        upstream: Upstream,
+        response: UpstreamResponse,
+        passage: Passage,
+        ahead_of: Callable[[], Ahead],
     ) -> Answered:
         """An answer that nothing can follow passes through as it comes, unread."""
         status, headers = response.status, response.headers
@@ -163,6 +167,9 @@ class Attempts:
             passage.failed(verdict.reason)
         else:
             passage.answered()
+        if isinstance(verdict, KeyWorks):
+            return Answered(response, verdict, is_final=True)
+        ahead = ahead_of()
         tells_key = upstream.pool is not None and status in BODY_STATUSES
         may_follow = tells_key or self._may_follow(verdict, ahead)
         may_trouble = status in TROUBLE_STATUSES and bool(ahead.troubles) and self.is_resendable

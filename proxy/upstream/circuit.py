@@ -67,6 +67,7 @@ class Circuit:
         self._open_until = 0.0
         # Changes with each change of state.
         self._epoch = 0
+        self._plain = Permit(0)
         # Of the probes under way: when each began.
         self._probes: dict[int, float] = {}
         self._numbered = 0
@@ -95,7 +96,7 @@ class Circuit:
         minutes, and its client may have gone.
         """
         if not self._is_open:
-            return Permit(self._epoch)
+            return self._plain
         if self.seconds_to_probe(now) > 0.0:
             return None
         self._numbered += 1
@@ -153,6 +154,7 @@ class Circuit:
 
     def _turn(self) -> None:
         self._epoch += 1
+        self._plain = Permit(self._epoch)
         self._unconnected = 0
         self._calls.clear()
         self._probes.clear()

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from typing import assert_never
 
 from proxy.clock import Clock
 from proxy.errors import UpstreamError, UpstreamTimeout
@@ -13,8 +15,6 @@ from proxy.upstream.keypool import Lease
 from proxy.upstream.last_word import LastWord
 from proxy.upstream.running import Upstream
 from proxy.upstream.verdict import KeyLimited, KeyRejected, Trouble, UpstreamFault
-
-_NO_TROUBLES: frozenset[Trouble] = frozenset()
 
 
 @dataclass(slots=True)
@@ -68,17 +68,11 @@ class Course:
         self._upstreams = upstreams
         self._observer = observer
         self._shows_names = shows_names
-        self._first = chain.profiles[0]
+        self._chain = chain
         self._ahead = list(chain.profiles)
-        self._instead: dict[Trouble, tuple[Profile, ...]] = {}
-        if chain.context_window:
-            self._instead[Trouble.CONTEXT_WINDOW] = chain.context_window
-        if chain.content_policy:
-            self._instead[Trouble.CONTENT_POLICY] = chain.content_policy
         self._met: set[str] = set()
-        names = dict.fromkeys(profile.upstream for profile in chain.every)
-        self._last_word = LastWord([upstreams[name] for name in names])
-        config = upstreams[self._first.upstream].config
+        self._last_word = LastWord(chain, upstreams)
+        config = upstreams[chain.profiles[0].upstream].config
         self._most = config.max_attempts
         self._stopped = False
         self._attempts = Attempts(
@@ -152,9 +146,7 @@ class Course:
         if not turn.attempts:
             turn.upstream.guard.asked()
         turn.attempts += 1
-        ahead = Ahead(
-            again=self._has_key_left(turn), on=bool(self._ahead), troubles=self._troubles()
-        )
+        ahead = partial(self._ahead_of, turn)
         try:
             return await self._attempts.make(turn.profile, turn.upstream, lease, passage, ahead)
         except UpstreamError as error:
@@ -180,26 +172,28 @@ class Course:
             case _:
                 pass
         if result.trouble is not None:
-            instead = self._instead[result.trouble]
-            self._ahead = [profile for profile in instead if profile.name not in self._met]
+            self._ahead = self._instead(result.trouble)
             return False
         return turn.upstream.pool is not None and not self._stopped
 
-    def _has_key_left(self, turn: _Turn) -> bool:
+    def _ahead_of(self, turn: _Turn) -> Ahead:
         pool = turn.upstream.pool
-        if pool is None or self._attempts.count + 1 >= self._most:
-            return False
-        return turn.attempts < len(pool) or turn.upstream.is_short_of_keys
+        again = pool is not None and self._attempts.count < self._most
+        if again and turn.attempts >= len(pool or ()):
+            again = turn.upstream.is_short_of_keys
+        troubles = frozenset(trouble for trouble in Trouble if self._instead(trouble))
+        return Ahead(again=again, on=bool(self._ahead), troubles=troubles)
 
-    def _troubles(self) -> frozenset[Trouble]:
-        """Those for which there is a profile that was not asked yet."""
-        if not self._instead:
-            return _NO_TROUBLES
-        return frozenset(
-            trouble
-            for trouble, profiles in self._instead.items()
-            if any(profile.name not in self._met for profile in profiles)
-        )
+    def _instead(self, trouble: Trouble) -> list[Profile]:
+        """Those to ask because of this trouble that were not asked yet."""
+        match trouble:
+            case Trouble.CONTEXT_WINDOW:
+                profiles = self._chain.context_window
+            case Trouble.CONTENT_POLICY:
+                profiles = self._chain.content_policy
+            case _:
+                assert_never(trouble)
+        return [profile for profile in profiles if profile.name not in self._met]
 
     def _may_attempt(self, turn: _Turn) -> bool:
         """Each profile gets an attempt; more only as long as one is left for each that follows."""
@@ -218,7 +212,7 @@ class Course:
             response=answered.response,
             upstream=name,
             profile=profile.name,
-            fallback=profile is not self._first,
+            fallback=profile is not self._chain.profiles[0],
             usage_requested=answered.usage_requested,
             attempts=self._attempts.count,
             shown_as=shown if self._shows_names else None,

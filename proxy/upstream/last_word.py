@@ -1,10 +1,10 @@
 """What a client gets where no attempt succeeded."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from proxy.errors import CircuitOpen, KeysExhausted, UpstreamError, UpstreamTimeout
-from proxy.upstream.base import Exchange
+from proxy.upstream.base import Chain, Exchange
 from proxy.upstream.running import Upstream
 from proxy.upstream.verdict import KeyLimited, KeyRejected, Verdict
 
@@ -19,9 +19,10 @@ class _Held:
 
 
 class LastWord:
-    """Keeps the last answer, and what went wrong since; `upstreams` are all along the chain."""
+    """Keeps the last answer along a chain, and what went wrong since."""
 
-    def __init__(self, upstreams: Sequence[Upstream]) -> None:
+    def __init__(self, chain: Chain, upstreams: Mapping[str, Upstream]) -> None:
+        self._chain = chain
         self._upstreams = upstreams
         self._held: _Held | None = None
         self._error: UpstreamError | None = None
@@ -80,12 +81,8 @@ class LastWord:
         return held.exchange
 
     def _exhausted(self) -> KeysExhausted | None:
-        waits = [
-            wait
-            for upstream in self._upstreams
-            if upstream.pool is not None
-            and (wait := upstream.pool.soonest(upstream.clock.monotonic()))
-        ]
+        along = {profile.upstream for profile in self._chain.every}
+        waits = [wait for name in along if (wait := self._upstreams[name].soonest_key)]
         if not waits:
             return None
         return KeysExhausted(

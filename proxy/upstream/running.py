@@ -57,6 +57,11 @@ class Upstream:
             self.pool.release(lease)
 
     @property
+    def soonest_key(self) -> float | None:
+        """Seconds until a key that rests may be used again; None where none rests."""
+        return None if self.pool is None else self.pool.soonest(self.clock.monotonic())
+
+    @property
     def is_exhausted(self) -> bool:
         """True where there are keys, and none can be given out."""
         return self.pool is not None and self.pool.exhausted(self.clock.monotonic())

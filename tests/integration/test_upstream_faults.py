@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import httpx
+import openai
 import orjson
 import pytest
 
@@ -97,17 +98,15 @@ def test_B15_in_an_outage_all_that_is_known_is_answered_and_nobody_is_asked(
 def test_an_sdk_sees_a_circuit_that_is_open_as_a_server_that_is_busy(
     proxy: ProxyFactory, client: NewClient
 ) -> None:
-    openai = pytest.importorskip("openai")
     sdk = client(proxy({"upstreams": {"openai": {"base_url": GONE, "circuit": STIFF}}}))
-    request = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello."}]}
-    for _ in range(2):
-        with pytest.raises(openai.InternalServerError):
-            sdk.chat.completions.create(**request)
-    with pytest.raises(openai.InternalServerError) as caught:
-        sdk.chat.completions.create(**request)
-    assert caught.value.status_code == 503
-    assert caught.value.code == "upstream_circuit_open"
-    assert int(caught.value.response.headers["retry-after"]) > 0
+    seen: list[openai.APIStatusError] = []
+    for _ in range(3):
+        with pytest.raises(openai.InternalServerError) as caught:
+            sdk.embeddings.create(model="text-embedding-3-small", input="Hello.")
+        seen.append(caught.value)
+    assert [error.status_code for error in seen] == [502, 502, 503]
+    assert seen[-1].code == "upstream_circuit_open"
+    assert int(seen[-1].response.headers["retry-after"]) > 0
 
 
 # ---- chains ----
