@@ -179,8 +179,7 @@ class Attempts:
         trouble = trouble_of(status, headers, read.head) if may_trouble else None
         if trouble in ahead.troubles:
             return Answered(read, verdict, is_final=False, trouble=trouble)
-        if may_follow:
-            verdict = classify(status, headers, read.head, wall)
+        verdict = classify(status, headers, read.head, wall)
         is_bad = may_follow and isinstance(verdict, KeyLimited | KeyRejected | UpstreamFault)
         return Answered(read, verdict, is_final=not is_bad)
 

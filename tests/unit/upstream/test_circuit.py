@@ -148,6 +148,16 @@ def test_a_slow_probe_still_closes_it() -> None:
     assert circuit.answered(slow, 40.0) is CircuitChange.CLOSED
 
 
+def test_it_begins_to_count_anew_when_it_closes() -> None:
+    circuit = Circuit(replace(POLICY, min_calls=7))
+    for _ in range(3):
+        fail(circuit, 0.0)
+    for _ in range(3):
+        fail(circuit, 0.0, connecting=True)
+    assert succeed(circuit, 1.0) is CircuitChange.CLOSED
+    assert [fail(circuit, 1.0) for _ in range(6)] == [None] * 6
+
+
 def test_calls_from_before_it_opened_are_old_news() -> None:
     circuit = Circuit(POLICY)
     before = [admitted(circuit, 0.0) for _ in range(4)]

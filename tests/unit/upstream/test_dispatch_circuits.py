@@ -114,9 +114,14 @@ async def test_an_answer_says_more_than_a_circuit_that_is_open() -> None:
         await world.send()
 
 
-async def test_of_several_open_circuits_the_soonest_time_is_told() -> None:
-    slow = CircuitPolicy(connect_failures=2, open_seconds=60.0, max_open_seconds=60.0)
-    world = World(up(circuit=slow), up("back", circuit=QUICK))
+SLOW = replace(QUICK, open_seconds=60.0, max_open_seconds=60.0)
+
+
+@pytest.mark.parametrize(("first", "second"), [(SLOW, QUICK), (QUICK, SLOW)])
+async def test_of_several_open_circuits_the_soonest_time_is_told(
+    first: CircuitPolicy, second: CircuitPolicy
+) -> None:
+    world = World(up(circuit=first), up("back", circuit=second))
     world.on("up", any=[refused_connection()])
     world.on("back", any=[refused_connection()])
     for _ in range(2):
@@ -175,7 +180,12 @@ async def test_a_probe_without_a_key_leaves_the_way_to_the_next() -> None:
 async def test_a_time_out_in_time_that_others_left_over_says_nothing_of_an_upstream() -> None:
     world = World(
         up("up", timeouts=Timeouts(total_seconds=30.0)),
-        up("back", "z", circuit=QUICK, timeouts=Timeouts(first_byte_seconds=20.0)),
+        up(
+            "back",
+            "z",
+            circuit=replace(QUICK, window_seconds=1_000.0),
+            timeouts=Timeouts(first_byte_seconds=20.0),
+        ),
     )
 
     def slow(request: UpstreamRequest) -> Answer:

@@ -201,3 +201,14 @@ def test_a_special_fallback_that_is_not_listed_is_refused() -> None:
     routes = {"m": Route(Profile("m", "up"), context_window_fallbacks=("gone",))}
     with pytest.raises(ValueError, match="gone"):
         Router(default_upstream="up", routes=routes)
+
+
+@pytest.mark.parametrize("setting", ["context_window_fallbacks", "content_policy_fallbacks"])
+def test_a_special_fallback_needs_its_upstream(setting: str) -> None:
+    routes = {
+        "m": Route(Profile("m", "up"), **{setting: ("other",)}),
+        "other": Route(Profile("other", "gone")),
+    }
+    router = Router(default_upstream="up", routes=routes)
+    assert router.upstreams() == {"up", "gone"}
+    assert router.resolve("m").every[1].upstream == "gone"
