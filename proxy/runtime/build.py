@@ -28,8 +28,8 @@ from proxy.stores.memory import MemoryStore
 from proxy.stores.tiered import TieredStore
 from proxy.tasks import TaskGroup
 from proxy.upstream.base import AttemptObserver, Profile, Timeouts
-from proxy.upstream.budget import BudgetPolicy
-from proxy.upstream.circuit import CircuitPolicy
+from proxy.upstream.budget import UNLIMITED, BudgetPolicy
+from proxy.upstream.circuit import NEVER_OPENS, CircuitPolicy
 from proxy.upstream.config import KeySecret, TransportName, UpstreamConfig
 from proxy.upstream.dispatch import UpstreamSet
 from proxy.upstream.router import Route, Router
@@ -215,12 +215,12 @@ def _upstream(name: str, upstream: UpstreamSettings) -> UpstreamConfig:
     )
 
 
-def _circuit(circuit: CircuitSettings | None) -> CircuitPolicy | None:
-    return None if circuit is None else CircuitPolicy(**circuit.model_dump())
+def _circuit(circuit: CircuitSettings | None) -> CircuitPolicy:
+    return NEVER_OPENS if circuit is None else CircuitPolicy(**circuit.model_dump())
 
 
-def _retry_budget(budget: RetryBudgetSettings | None) -> BudgetPolicy | None:
-    return None if budget is None else BudgetPolicy(**budget.model_dump())
+def _retry_budget(budget: RetryBudgetSettings | None) -> BudgetPolicy:
+    return UNLIMITED if budget is None else BudgetPolicy(**budget.model_dump())
 
 
 def _account_headers(upstream: UpstreamSettings) -> tuple[str, ...]:

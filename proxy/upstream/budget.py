@@ -1,5 +1,6 @@
 """How many calls may be made a second time. Pure: `now` is monotonic seconds, handed in."""
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,6 +15,9 @@ class BudgetPolicy:
 
     share: float = 0.3
     per_second: float = 3.0
+
+
+UNLIMITED: Final = BudgetPolicy(per_second=math.inf)
 
 
 class RetryBudget:

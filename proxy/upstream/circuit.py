@@ -10,6 +10,7 @@ the answer says of the request), failed, or, where nothing was learned, dropped.
 before the last change of state tells is old news.
 """
 
+import sys
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -37,6 +38,10 @@ class CircuitPolicy:
     open_seconds: float = 1.0
     max_open_seconds: float = 30.0
     probes: int = 1
+
+
+# More than all calls can't fail, and nobody counts so far.
+NEVER_OPENS: Final = CircuitPolicy(failure_rate=2.0, connect_failures=sys.maxsize)
 
 
 class CircuitChange(StrEnum):

@@ -42,8 +42,7 @@ class UpstreamConfig:
     its whole chain, taken from the chain's first upstream. `wait_for_key_seconds` is how long a
     request may wait for a cooling key before it is refused. `max_connections` None is no limit;
     above it, requests wait in line for up to `first_byte_seconds`. `max_batch` None is no limit of
-    inputs in one embeddings request. `circuit` None never opens, `retry_budget` None is no limit.
-    Fields that can hold secrets are not in the repr.
+    inputs in one embeddings request. Fields that can hold secrets are not in the repr.
     """
 
     name: str
@@ -67,8 +66,8 @@ class UpstreamConfig:
     key_retire_seconds: float = 600.0
     wait_for_key_seconds: float = 0.0
     max_attempts: int = 3
-    circuit: CircuitPolicy | None = field(default_factory=CircuitPolicy)
-    retry_budget: BudgetPolicy | None = field(default_factory=BudgetPolicy)
+    circuit: CircuitPolicy = field(default_factory=CircuitPolicy)
+    retry_budget: BudgetPolicy = field(default_factory=BudgetPolicy)
 
     def is_guarded_like(self, other: "UpstreamConfig") -> bool:
         """Whether circuit and budget of the one are as good for the other."""

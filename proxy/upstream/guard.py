@@ -2,7 +2,6 @@
 
 import logging
 import random
-from types import TracebackType
 from typing import Final, Self
 
 from proxy.clock import Clock
@@ -22,50 +21,39 @@ class Guard:
     def __init__(self, config: UpstreamConfig, clock: Clock) -> None:
         self._name = config.name
         self._clock = clock
-        self._circuit = None if config.circuit is None else Circuit(config.circuit)
-        self._budget = None if config.retry_budget is None else RetryBudget(config.retry_budget)
+        self._circuit = Circuit(config.circuit)
+        self._budget = RetryBudget(config.retry_budget)
 
     def admit(self) -> "Passage | None":
         """The way through for one call, or None while the circuit is open."""
-        if self._circuit is None:
-            return Passage(self, None)
         permit = self._circuit.admit(self._clock.monotonic())
         return None if permit is None else Passage(self, permit)
 
     def asked(self) -> None:
         """A request is sent to this upstream for the first time."""
-        if self._budget is not None:
-            self._budget.asked(self._clock.monotonic())
+        self._budget.asked(self._clock.monotonic())
 
     def may_retry(self) -> bool:
         """Whether the budget has one more retry, which it then counts as made."""
-        return self._budget is None or self._budget.take(self._clock.monotonic())
+        return self._budget.take(self._clock.monotonic())
 
     @property
     def seconds_to_probe(self) -> float:
         """How long until the next call may go through."""
-        if self._circuit is None:
-            return 0.0
         return self._circuit.seconds_to_probe(self._clock.monotonic())
 
     @property
     def state(self) -> CircuitState:
-        """Where the circuit stands; closed where there is none."""
-        if self._circuit is None:
-            return CircuitState.CLOSED
+        """Where the circuit stands."""
         return self._circuit.state(self._clock.monotonic())
 
-    def answered(self, permit: Permit | None) -> None:
-        """The call was answered, and not with a failure of the upstream."""
-        if self._circuit is None or permit is None:
-            return
+    def answered(self, permit: Permit) -> None:
+        """The upstream answered the call, and not that it fails."""
         if self._circuit.answered(permit, self._clock.monotonic()) is CircuitChange.CLOSED:
             log.info("upstream %s: answers again, and the circuit is closed", self._name)
 
-    def failed(self, permit: Permit | None, reason: str, *, connecting: bool) -> None:
+    def failed(self, permit: Permit, reason: str, *, connecting: bool) -> None:
         """The upstream failed at the call."""
-        if self._circuit is None or permit is None:
-            return
         jitter = 1.0 + random.uniform(-_JITTER, _JITTER)  # noqa: S311 - spreads probes, no secret
         now = self._clock.monotonic()
         change = self._circuit.failed(permit, now, connecting=connecting, jitter=jitter)
@@ -76,37 +64,36 @@ class Guard:
                 reason,
             )
 
-    def dropped(self, permit: Permit | None) -> None:
+    def dropped(self, permit: Permit) -> None:
         """The call ended with nothing learned."""
-        if self._circuit is not None and permit is not None:
-            self._circuit.dropped(permit)
+        self._circuit.dropped(permit)
 
 
 class Passage:
-    """One call's way through; what becomes of it is told once, or nothing was learned."""
+    """One call's way through, for a `with`; what becomes of the call is told inside, at most once.
 
-    def __init__(self, guard: Guard, permit: Permit | None) -> None:
+    Where it is not, nothing was learned.
+    """
+
+    def __init__(self, guard: Guard, permit: Permit) -> None:
         self._guard = guard
         self._permit = permit
+        self._is_told = False
 
     def answered(self) -> None:
         """The upstream answered, and not that it fails."""
-        permit, self._permit = self._permit, None
-        self._guard.answered(permit)
+        self._is_told = True
+        self._guard.answered(self._permit)
 
     def failed(self, reason: str, *, connecting: bool = False) -> None:
         """The upstream failed, with `connecting` before there was a connection."""
-        permit, self._permit = self._permit, None
-        self._guard.failed(permit, reason, connecting=connecting)
+        if not self._is_told:
+            self._is_told = True
+            self._guard.failed(self._permit, reason, connecting=connecting)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        permit, self._permit = self._permit, None
-        self._guard.dropped(permit)
+    def __exit__(self, *_: object) -> None:
+        if not self._is_told:
+            self._guard.dropped(self._permit)

@@ -1,6 +1,6 @@
 """The share of the traffic that may be retries."""
 
-from proxy.upstream.budget import BudgetPolicy, RetryBudget
+from proxy.upstream.budget import UNLIMITED, BudgetPolicy, RetryBudget
 
 
 def spent(budget: RetryBudget, now: float) -> int:
@@ -50,3 +50,8 @@ def test_an_outage_is_not_multiplied() -> None:
         for _ in range(4):
             calls += budget.take(now)
     assert 20_000 * 1.3 <= calls <= 20_000 * 1.35
+
+
+def test_without_a_limit_there_is_always_one_more() -> None:
+    budget = RetryBudget(UNLIMITED)
+    assert all(budget.take(0.0) for _ in range(10_000))

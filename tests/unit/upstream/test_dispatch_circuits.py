@@ -16,7 +16,7 @@ from proxy.errors import (
 )
 from proxy.upstream.base import Outgoing, Timeouts, UpstreamRequest
 from proxy.upstream.budget import BudgetPolicy
-from proxy.upstream.circuit import CircuitPolicy
+from proxy.upstream.circuit import NEVER_OPENS, CircuitPolicy
 from tests.unit.upstream.scripted import Answer, Step, World, body_of, limited, refused, up
 
 pytestmark = pytest.mark.anyio
@@ -217,7 +217,7 @@ async def test_each_change_is_one_line_in_the_log(caplog: pytest.LogCaptureFixtu
 
 
 async def test_no_circuit_where_it_is_switched_off() -> None:
-    world = World(up(circuit=None))
+    world = World(up(circuit=NEVER_OPENS))
     world.on("up", any=[Answer(500)])
     for _ in range(200):
         assert (await world.ok()).response.status == 500
