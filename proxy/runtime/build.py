@@ -148,7 +148,7 @@ def build_forwarder(settings: Settings, clock: Clock, observer: AttemptObserver)
         build_router(settings),
         clock=clock,
         observer=observer,
-        shows_names=settings.server.upstream_header,
+        shows_names=settings.cache_settings.expose_upstream,
         # Where clients show keys of this proxy, these are secrets that no upstream may see.
         strip_client_credentials=settings.clients is not None and settings.clients != OPEN,
     )

@@ -253,6 +253,10 @@ class CacheSettings(Section):
     expose_key: bool = Field(
         default=False, description="Show the key in `Cache-Status` to every client."
     )
+    expose_upstream: bool = Field(
+        default=True,
+        description="Tell clients in `X-Upstream` which upstream and model gave a new answer.",
+    )
     rules: Annotated[tuple[RuleSettings, ...], BeforeValidator(_name_rules)] = Field(
         default=DEFAULT_RULES,
         description="Tried in order; the first that matches a request wins. Given rules replace "

@@ -41,10 +41,6 @@ class ServerSettings(Section):
     log_level: Annotated[
         LogLevel, BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
     ] = Field(default=LogLevel.INFO, description="How much is logged.")
-    upstream_header: bool = Field(
-        default=True,
-        description="Tell clients in `X-Upstream` which upstream and model gave a new answer.",
-    )
     insecure_open: bool = Field(
         default=False,
         description="Allow `clients: open` on an address that other machines reach: whoever "

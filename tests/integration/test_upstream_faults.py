@@ -112,12 +112,11 @@ def test_an_sdk_sees_a_circuit_that_is_open_as_a_server_that_is_busy(
 # ---- chains ----
 
 
-def chained(site: Site, **server: Any) -> dict[str, Any]:
+def chained(site: Site, **cache: Any) -> dict[str, Any]:
     """Two upstreams: `main` falls back on one of the second, `long` and `free` take what `main`
     does not; told apart by their keys."""
     url = site.standin.base_url
     return {
-        "server": server,
         "clients": "open",
         "upstreams": {
             "openai": {"base_url": url, "api_keys": ["sk-first"], "max_attempts": 3},
@@ -136,6 +135,7 @@ def chained(site: Site, **server: Any) -> dict[str, Any]:
             "free": {"upstream": "azure", "model": "gpt-4o-free"},
         },
         "cache_settings": {
+            **cache,
             "rules": [
                 {
                     "name": "r",
@@ -196,7 +196,7 @@ def test_the_first_of_a_chain_is_told_too(ask: NewAsker, site: Site) -> None:
 def test_an_upstream_s_own_header_is_never_taken_for_it(
     shown: bool, ask: NewAsker, site: Site
 ) -> None:
-    running = ask(chained(site, upstream_header=shown))
+    running = ask(chained(site, expose_upstream=shown))
     site.standin.app.script(Script(headers=(("x-upstream", "theirs"),)))
     answer = running(chat("own header", model="main"))
     assert answer.headers.get("x-upstream") == ("openai/main" if shown else None)
