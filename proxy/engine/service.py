@@ -147,7 +147,8 @@ class CacheService:
                 answer = await self._batches.answer(plan, found, with_key=with_key)
             else:
                 answer = await self._answer(plan, found)
-            return self._patience(plan).bounded(answer)
+            is_whole = isinstance(answer.body, bytes)
+            return answer if is_whole else self._patience(plan).bounded(answer)
         except asyncio.CancelledError:
             gone = self._outcome(plan, XCache.ERROR)
             gone = replace(gone, status=CLIENT_GONE, detail="client-gone", complete=False)

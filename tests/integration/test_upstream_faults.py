@@ -144,7 +144,7 @@ def chained(site: Site, **cache: Any) -> dict[str, Any]:
                     "ttl_seconds": 600,
                     "fallback_ttl_seconds": 30,
                 }
-            ]
+            ],
         },
     }
 
