@@ -15,7 +15,7 @@ from proxy.core.entry import Usage
 from proxy.core.outcome import Outcome, XCache
 from proxy.core.shares import spared_usage
 from proxy.stores.base import StoreStats
-from proxy.upstream.keypool import KeyState, KeyStatus
+from proxy.upstream.pooled_key import KeyState, KeyStatus
 
 # From a hit in memory to an answer of reasoning models that takes minutes.
 _BUCKETS = (
@@ -287,13 +287,20 @@ def key_metrics(states: Mapping[str, Iterable[KeyStatus]]) -> Iterable[Metric]:
         "1 for the state of each upstream key.",
         labels=["upstream", "key", "state"],
     )
+    headroom = GaugeMetricFamily(
+        "magic_proxy_upstream_key_headroom",
+        "Share left of the tightest limit of each upstream key, where one is known.",
+        labels=["upstream", "key"],
+    )
     for upstream, keys in states.items():
         for key in keys:
             for state in KeyState:
                 family.add_metric(
                     [upstream, key.fingerprint, state.value], float(key.state is state)
                 )
-    return (family,)
+            if key.headroom is not None:
+                headroom.add_metric([upstream, key.fingerprint], key.headroom)
+    return (family, headroom)
 
 
 def circuit_metrics(states: Mapping[str, CircuitState]) -> Iterable[Metric]:

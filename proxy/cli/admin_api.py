@@ -31,15 +31,15 @@ AdminKeyVariable: TypeAlias = Annotated[
 
 
 def ask(
-    path: str, body: Mapping[str, Any], *, expected: str, url: str, key_variable: str
+    path: str, body: Mapping[str, Any] | None, *, expected: str, url: str, key_variable: str
 ) -> dict[str, Any]:
-    """What the proxy at `url` answers to a POST, with the member `expected`.
+    """What the proxy at `url` answers to a POST (a GET without `body`), with `expected` in it.
 
     Else prints why not, and exits: with 1 where no proxy answers or it failed, with 2 where it
     refused.
     """
     root = url.rstrip("/").removesuffix("/v1")
-    status, content = _posted(f"{root}{path}", body, _admin_key(key_variable))
+    status, content = _answer(f"{root}{path}", body, _admin_key(key_variable))
     told = _members(content)
     if expected in told:
         return told
@@ -49,12 +49,13 @@ def ask(
     raise _gave_up(code, str(told["message"]))
 
 
-def _posted(url: str, body: Mapping[str, Any], key: str) -> tuple[int, bytes]:
+def _answer(url: str, body: Mapping[str, Any] | None, key: str) -> tuple[int, bytes]:
     """Status and body of the answer."""
     import httpx  # noqa: PLC0415  # no other command needs it, and it takes 0.1 s
 
     try:
-        response = httpx.post(
+        response = httpx.request(
+            "GET" if body is None else "POST",
             url,
             json=body,
             headers={"x-admin-key": key},

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from proxy import __version__
-from proxy.cli import check, keys, purge, serve
+from proxy.cli import check, key_states, keys, purge, serve
 from proxy.cli.options import JsonOutput
 from proxy.cli.output import print_json
 
@@ -42,6 +42,7 @@ app.command("check")(check.check)
 app.command("key")(keys.key)
 app.command("explain")(keys.explain)
 app.command("hash-key")(keys.hash_key_command)
+app.command("keys")(key_states.keys)
 app.command("purge")(purge.purge)
 app.command("event")(purge.event)
 

@@ -1,4 +1,4 @@
-"""The admin API: why was this a miss?"""
+"""The admin API: why was this a miss, and how do the upstream keys stand?"""
 
 import orjson
 from fastapi import APIRouter, Request, Response
@@ -35,6 +35,12 @@ def admin_routes(runtime: Runtime) -> APIRouter:
         )
         explained = await snapshot.service.explain(call)
         return Response(orjson.dumps(explained.as_dict()), media_type="application/json")
+
+    @routes.get("/keys")
+    async def keys(request: Request) -> Response:
+        """Tell the state, use and limits of every upstream key, as this worker knows them."""
+        runtime.snapshot.access.require_admin(tuple(request.headers.raw))
+        return Response(orjson.dumps(runtime.key_report()), media_type="application/json")
 
     return routes
 

@@ -94,6 +94,8 @@ class Asking:
         except BaseException:  # cancellation too: no response stays behind that nobody reads
             await exchange.response.aclose()
             raise
+        if asked.usage is not None:
+            exchange.spent(asked.usage.prompt_tokens + asked.usage.completion_tokens)
         if asked.rest is None:
             await exchange.response.aclose()
         return asked

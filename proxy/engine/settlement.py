@@ -79,6 +79,8 @@ class Settlement:
             return
         self._judged = True
         self.usage = usage
+        if usage is not None:
+            self.exchange.spent(usage.prompt_tokens + usage.completion_tokens)
         if not self.records:
             return
         refused = verdict if isinstance(verdict, NotStored) else self._store(verdict)

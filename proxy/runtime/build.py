@@ -1,6 +1,6 @@
 """From settings to parts."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from proxy.access.clients import CREDENTIAL_HEADERS, Access, Client, ClientMode
 from proxy.clock import Clock
@@ -21,6 +21,7 @@ from proxy.settings.models import (
     Tier,
     UnlistedModels,
     UpstreamSettings,
+    WeightedKey,
 )
 from proxy.stores.base import Store
 from proxy.stores.disk import DiskStore
@@ -184,7 +185,7 @@ def _upstream(name: str, upstream: UpstreamSettings) -> UpstreamConfig:
     return UpstreamConfig(
         name=name,
         base_url=upstream.base_url,
-        keys=tuple(KeySecret(key.secret.get_secret_value(), key.weight) for key in upstream.keys),
+        keys=key_secrets(upstream.keys),
         auth_header=upstream.auth.header,
         auth_scheme=upstream.auth.scheme,
         query=tuple(upstream.query.items()),
@@ -209,6 +210,7 @@ def _upstream(name: str, upstream: UpstreamSettings) -> UpstreamConfig:
         quota_cooldown_seconds=upstream.quota_cooldown_seconds,
         key_retire_seconds=upstream.key_retire_seconds,
         wait_for_key_seconds=upstream.wait_for_key_seconds,
+        sticky_prefix_chars=upstream.sticky_prefix_chars,
         max_attempts=upstream.attempts,
         circuit=_circuit(upstream.circuit),
         retry_budget=_retry_budget(upstream.retry_budget),
@@ -221,6 +223,19 @@ def _circuit(circuit: CircuitSettings | None) -> CircuitPolicy:
 
 def _retry_budget(budget: RetryBudgetSettings | None) -> BudgetPolicy:
     return UNLIMITED if budget is None else BudgetPolicy(**budget.model_dump())
+
+
+def key_secrets(keys: Iterable[WeightedKey]) -> tuple[KeySecret, ...]:
+    """Keys as their pool takes them."""
+    return tuple(
+        KeySecret(
+            key.secret.get_secret_value(),
+            key.weight,
+            key.requests_per_minute,
+            key.tokens_per_minute,
+        )
+        for key in keys
+    )
 
 
 def _account_headers(upstream: UpstreamSettings) -> tuple[str, ...]:

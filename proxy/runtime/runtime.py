@@ -14,6 +14,7 @@ from prometheus_client.metrics_core import Metric
 from proxy.clock import Clock, SystemClock
 from proxy.core.outcome import Outcome
 from proxy.core.variants import Turns
+from proxy.core.wire import JsonValue
 from proxy.engine.base import Observer
 from proxy.engine.dictionaries import Dictionaries
 from proxy.engine.entries import Entries
@@ -47,6 +48,7 @@ from proxy.runtime.build import (
     write_limits,
 )
 from proxy.runtime.certificates import check_certificates
+from proxy.runtime.key_states import KeyStates, key_report
 from proxy.runtime.request_ids import RequestIds
 from proxy.runtime.sharing import build_shared
 from proxy.runtime.snapshot import Snapshot
@@ -107,6 +109,7 @@ class Runtime:
         self._purging: Purging | None = None
         self._flying = TaskGroup()
         self._shared = build_shared(settings, self.clock)
+        self._keys = KeyStates(self._shared.board, self.clock, self._background)
         # Open ones: those of the settings in force, and those that work under way still needs.
         self._transports: set[Transport] = set()
         self._forwarder: UpstreamSet | None = None
@@ -183,6 +186,7 @@ class Runtime:
             log.warning("%d entries were not written before the stop", len(self._writes))
         if self._lasting is not None:
             await self._lasting.generations.close()
+        await self._keys.close()
         await self._background.cancel()
         await self._shared.close()
         await self._close(tuple(self._transports))
@@ -203,6 +207,11 @@ class Runtime:
         states = {} if self._forwarder is None else self._forwarder.circuit_states()
         return {name: state.value for name, state in states.items()}
 
+    def key_report(self) -> dict[str, JsonValue]:
+        """Every upstream key: state, reason, times, use, limits; never the key."""
+        states = self._forwarder.key_states() if self._forwarder is not None else {}
+        return key_report(states, self.clock.wall())
+
     async def exposition(self) -> bytes:
         """The metrics, with what the tiers hold now."""
         self._reports = await self.store_reports()
@@ -219,6 +228,7 @@ class Runtime:
             poll_seconds=self._settings.cache_settings.purge_poll_seconds,
         )
         await generations.open()
+        self._keys.open(self._latest)
         await self._shared.listen()
         entries = Entries(
             self._store,
@@ -251,6 +261,7 @@ class Runtime:
             loop = asyncio.get_running_loop()
             weakref.finalize(before, self._close_later, loop, before.transports)
         self._forwarder = forwarder
+        self._keys.follow(settings, forwarder.pools)
         self._transports.update(forwarder.transports)
         self._snapshot = Snapshot(
             service=CacheService(

@@ -1,4 +1,4 @@
-"""What workers and replicas share beside the entries: leases, and the log of purges."""
+"""What workers and replicas share beside the entries: leases, purges, states of keys."""
 
 from dataclasses import dataclass
 
@@ -10,6 +10,8 @@ from proxy.stores.marks import MarkLog
 from proxy.stores.marks_combined import CombinedMarkLog
 from proxy.stores.marks_disk import DiskMarkLog
 from proxy.stores.marks_local import LocalMarkLog
+from proxy.upstream.board import KeyBoard
+from proxy.upstream.board_disk import DiskKeyBoard
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +21,7 @@ class Shared:
     marks: MarkLog
     coalescer: Coalescer | None = None
     channel: Channel | None = None
+    board: KeyBoard | None = None
 
     async def open(self) -> None:
         """Get ready; a medium that is down does not keep the process from starting."""
@@ -31,7 +34,7 @@ class Shared:
             await self.channel.open()
 
     async def close(self) -> None:
-        """Let go of everything but the log, which is its reader's to close."""
+        """Let go of everything but the log and the board, which are their readers' to close."""
         if self.coalescer is not None:
             await self.coalescer.close()
         if self.channel is not None:
@@ -53,7 +56,10 @@ def build_shared(settings: Settings, clock: Clock) -> Shared:
         clock=clock,
         lease_seconds=settings.cache_settings.lease_seconds,
     )
-    return Shared(own, leases)
+    board: KeyBoard | None = None
+    if settings.store.share_key_states:
+        board = DiskKeyBoard(settings.store.disk.path, clock=clock)
+    return Shared(own, leases, board=board)
 
 
 def _over_redis(settings: Settings, own: MarkLog | None, clock: Clock) -> Shared:
@@ -61,6 +67,7 @@ def _over_redis(settings: Settings, own: MarkLog | None, clock: Clock) -> Shared
     from proxy.backends.redis_channel import RedisChannel  # noqa: PLC0415
     from proxy.coalesce.redis import RedisCoalescer  # noqa: PLC0415
     from proxy.stores.marks_redis import RedisMarkLog  # noqa: PLC0415
+    from proxy.upstream.board_redis import RedisKeyBoard  # noqa: PLC0415
 
     redis, cache = settings.store.redis, settings.cache_settings
     url, ca_file = _url(redis), str(redis.ca_file) if redis.ca_file is not None else None
@@ -90,8 +97,21 @@ def _over_redis(settings: Settings, own: MarkLog | None, clock: Clock) -> Shared
         retry_seconds=redis.retry_seconds,
         ca_file=ca_file,
     )
+    board: KeyBoard | None = None
+    if settings.store.share_key_states:
+        board = RedisKeyBoard(
+            url,
+            channel=channel,
+            key_prefix=cache.key_prefix,
+            clock=clock,
+            connect_timeout_seconds=redis.connect_timeout_seconds,
+            timeout_seconds=redis.write_timeout_seconds,
+            failure_threshold=redis.failure_threshold,
+            retry_seconds=redis.retry_seconds,
+            ca_file=ca_file,
+        )
     marks: MarkLog = log if own is None else CombinedMarkLog(log, own)
-    return Shared(marks, leases, channel)
+    return Shared(marks, leases, channel, board)
 
 
 def _url(redis: RedisSettings) -> str:

@@ -149,6 +149,12 @@ class StoreSettings(Section):
         "answers of all tenants; clients never see one.",
     )
 
+    share_key_states: bool = Field(
+        default=True,
+        description="Tell the other workers and replicas on this disk or Redis which upstream keys "
+        "rest or are refused, and what was used of their limits. Keys are named by a hash there.",
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _short_form(cls, given: Any) -> Any:

@@ -1,6 +1,6 @@
 """`upstreams`: the APIs that answer, and the keys for them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, Self
@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from proxy.settings.key_files import check_keys, read_key_file
 from proxy.settings.types import (
     Amount,
     ConfigPath,
@@ -47,6 +48,8 @@ class WeightedKey:
 
     secret: SecretStr
     weight: int
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
 
 
 class ApiKeySettings(Section):
@@ -55,10 +58,22 @@ class ApiKeySettings(Section):
     value: SecretStr | None = Field(default=None, description="The key, usually as `${VARIABLE}`.")
     env: Text | None = Field(default=None, description="Name of the variable that holds the key.")
     file: ConfigPath | None = Field(
-        default=None, description="File with one key on each line; `#` starts a comment."
+        default=None,
+        description="File with one key on each line; `#` starts a comment. It is read again when "
+        "it changes.",
     )
     weight: Positive = Field(
         default=1, description="Share of the load, relative to the other keys."
+    )
+    requests_per_minute: Positive | None = Field(
+        default=None,
+        description="Most requests in any minute, of all who share the states of keys. Null: what "
+        "the upstream's answers tell.",
+    )
+    tokens_per_minute: Positive | None = Field(
+        default=None,
+        description="Most tokens in any minute, likewise: as estimated, then as billed. Null: what "
+        "the upstream's answers tell.",
     )
     _secrets: tuple[SecretStr, ...] = PrivateAttr(())
 
@@ -82,22 +97,22 @@ class ApiKeySettings(Section):
             texts = [text.strip()]
         else:
             assert self.file is not None
-            try:
-                lines = self.file.read_text(encoding="utf-8").splitlines()
-            except (OSError, UnicodeDecodeError) as error:
-                raise ValueError(f"cannot read the key file: {type(error).__name__}") from None
-            texts = [text for line in lines if (text := line.partition("#")[0].strip())]
-            if not texts:
-                raise ValueError("the key file holds no key")
-        if not all(text and text.isascii() and text.isprintable() for text in texts):
-            raise ValueError("a key must be printable ASCII on one line, and not empty")
+            texts = list(read_key_file(self.file))
+        check_keys(texts)
         self._secrets = tuple(SecretStr(text) for text in texts)
         return self
 
     @property
     def keys(self) -> tuple[WeightedKey, ...]:
         """The keys themselves, read when the settings were loaded."""
-        return tuple(WeightedKey(secret, self.weight) for secret in self._secrets)
+        return self.with_secrets(self._secrets)
+
+    def with_secrets(self, secrets: Iterable[SecretStr]) -> tuple[WeightedKey, ...]:
+        """Other keys under the same settings."""
+        return tuple(
+            WeightedKey(secret, self.weight, self.requests_per_minute, self.tokens_per_minute)
+            for secret in secrets
+        )
 
 
 class AuthSettings(Section):
@@ -244,6 +259,11 @@ class UpstreamSettings(Section):
         default=0.0,
         description="How long a request may wait for a key to become available again before it "
         "is answered with 429.",
+    )
+    sticky_prefix_chars: Count = Field(
+        default=0,
+        description="Requests whose prompts begin with the same so many characters go to the same "
+        "key, so that the provider's own prompt cache finds them; 0: any key.",
     )
     max_attempts: Positive | None = Field(
         default=None,

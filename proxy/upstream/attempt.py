@@ -13,6 +13,7 @@ from proxy.upstream.base import (
     Profile,
     UpstreamRequest,
     UpstreamResponse,
+    not_counted,
 )
 from proxy.upstream.classify import BODY_STATUSES, LONGEST_BODY, classify
 from proxy.upstream.config import UpstreamConfig
@@ -66,6 +67,7 @@ class Answered:
     is_final: bool
     trouble: Trouble | None = None
     usage_requested: bool = False
+    spent: Callable[[int], None] = not_counted
 
 
 class Attempts:
@@ -144,12 +146,13 @@ class Attempts:
             self._tell(upstream, "cancelled")
             raise
         self._tell(upstream, result_of(answered.verdict))
-        upstream.report(lease, answered.verdict)
+        upstream.report(lease, answered.verdict, answered.response.headers)
         release: Callable[[], None] = partial(upstream.release, lease)
         if not answered.is_final:
             release()
         answered.response = Leased(answered.response, release)
         answered.usage_requested = usage_requested
+        answered.spent = partial(upstream.spent, lease)
         return answered
 
     async def _judged(

@@ -1,6 +1,6 @@
 """What the engine asks of upstreams: resolve a model, send along its chain, read raw bytes."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -116,13 +116,18 @@ class Outgoing:
     request_usage: bool = False
 
 
+def not_counted(tokens: int) -> None:
+    """Nobody keeps account of the tokens that an answer cost."""
+
+
 @dataclass(frozen=True, slots=True)
 class Exchange:
     """An upstream's answer, and how it was come by.
 
     `usage_requested` is True where the proxy itself asked for the usage chunk. `shown_as` is what
     clients are told of who answered; None is nothing. Closing `response` also gives the key back
-    to its pool.
+    to its pool. `spent` is called once, with all tokens that the answer cost, where they become
+    known.
     """
 
     response: UpstreamResponse
@@ -132,6 +137,7 @@ class Exchange:
     usage_requested: bool = False
     attempts: int = 1
     shown_as: str | None = None
+    spent: Callable[[int], None] = field(default=not_counted, repr=False, compare=False)
 
 
 class AttemptObserver(Protocol):

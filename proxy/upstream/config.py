@@ -20,15 +20,28 @@ class TransportName(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class KeySecret:
-    """One upstream credential; only its fingerprint may be shown. `weight` is its share."""
+    """One upstream credential; only its fingerprint may be shown. `weight` is its share.
+
+    None for a limit is no limit known from the settings.
+    """
 
     value: str = field(repr=False)
     weight: float = 1.0
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
 
     @property
     def fingerprint(self) -> str:
         """`key-` and the first 8 hex digits of the SHA-256 of the credential."""
-        return "key-" + hashlib.sha256(self.value.encode()).hexdigest()[:8]
+        return "key-" + self.digest[:8]
+
+    @property
+    def digest(self) -> str:
+        """32 hex digits that name the credential among those who share what they know of it.
+
+        The start of its SHA-256. A credential can't be found out from that: it is random.
+        """
+        return hashlib.sha256(self.value.encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +55,9 @@ class UpstreamConfig:
     its whole chain, taken from the chain's first upstream. `wait_for_key_seconds` is how long a
     request may wait for a cooling key before it is refused. `max_connections` None is no limit;
     above it, requests wait in line for up to `first_byte_seconds`. `max_batch` None is no limit of
-    inputs in one embeddings request. Fields that can hold secrets are not in the repr.
+    inputs in one embeddings request. `sticky_prefix_chars` is how many characters of their prompts
+    requests have in common that are to share a key; 0 is none. Fields that can hold secrets are not
+    in the repr.
     """
 
     name: str
@@ -65,6 +80,7 @@ class UpstreamConfig:
     quota_cooldown_seconds: float = 3600.0
     key_retire_seconds: float = 600.0
     wait_for_key_seconds: float = 0.0
+    sticky_prefix_chars: int = 0
     max_attempts: int = 3
     circuit: CircuitPolicy = field(default_factory=CircuitPolicy)
     retry_budget: BudgetPolicy = field(default_factory=BudgetPolicy)

@@ -13,6 +13,7 @@ from proxy.upstream.connection import least
 from proxy.upstream.guard import Passage
 from proxy.upstream.keypool import Lease
 from proxy.upstream.last_word import LastWord
+from proxy.upstream.needs import Needs
 from proxy.upstream.running import Upstream
 from proxy.upstream.verdict import KeyLimited, KeyRejected, Trouble, UpstreamFault
 
@@ -71,7 +72,8 @@ class Course:
         self._chain = chain
         self._ahead = list(chain.profiles)
         self._met: set[str] = set()
-        self._last_word = LastWord(chain, upstreams)
+        self._needs = Needs(outgoing, chain.model)
+        self._last_word = LastWord(chain, upstreams, self._needs)
         config = upstreams[chain.profiles[0].upstream].config
         self._most = config.max_attempts
         self._stopped = False
@@ -133,9 +135,10 @@ class Course:
         if not self._ahead and not turn.tried:
             left = self._attempts.seconds_left
             patience = least(upstream.config.wait_for_key_seconds, left) or 0.0
-        lease = await upstream.lease(turn.tried, patience=patience, may_probe=may_probe)
+        need = await self._needs.of(turn.profile, upstream)
+        lease = await upstream.lease(turn.tried, need, patience=patience, may_probe=may_probe)
         if lease is None and turn.repeats and upstream.is_short_of_keys:
-            lease = await upstream.lease(turn.refused, patience=0.0, may_probe=False)
+            lease = await upstream.lease(turn.refused, need, patience=0.0, may_probe=False)
         if lease is not None:
             turn.tried.add(lease.index)
         return lease
@@ -215,6 +218,7 @@ class Course:
             fallback=profile is not self._chain.profiles[0],
             usage_requested=answered.usage_requested,
             attempts=self._attempts.count,
+            spent=answered.spent,
             shown_as=shown if self._shows_names else None,
         )
 

@@ -9,7 +9,8 @@ from proxy.upstream.base import AttemptObserver, Chain, Exchange, Outgoing, Tran
 from proxy.upstream.config import UpstreamConfig
 from proxy.upstream.course import Course
 from proxy.upstream.guard import Guard
-from proxy.upstream.keypool import KeyPool, KeyStatus
+from proxy.upstream.keypool import KeyPool
+from proxy.upstream.pooled_key import KeyStatus
 from proxy.upstream.router import Router
 from proxy.upstream.running import Upstream
 from proxy.upstream.transport import open_transport
@@ -108,8 +109,13 @@ class UpstreamSet:
     def key_states(self) -> dict[str, tuple[KeyStatus, ...]]:
         """For each upstream with keys: their fingerprints and states."""
         now = self._clock.monotonic()
+        return {name: pool.states(now) for name, pool in self.pools.items()}
+
+    @property
+    def pools(self) -> dict[str, KeyPool]:
+        """The pools of the upstreams with keys, by name."""
         return {
-            name: upstream.pool.states(now)
+            name: upstream.pool
             for name, upstream in self._upstreams.items()
             if upstream.pool is not None
         }

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from proxy.errors import CircuitOpen, KeysExhausted, UpstreamError, UpstreamTimeout
 from proxy.upstream.base import Chain, Exchange
+from proxy.upstream.needs import Needs
 from proxy.upstream.running import Upstream
 from proxy.upstream.verdict import KeyLimited, KeyRejected, Verdict
 
@@ -21,9 +22,10 @@ class _Held:
 class LastWord:
     """Keeps the last answer along a chain, and what went wrong since."""
 
-    def __init__(self, chain: Chain, upstreams: Mapping[str, Upstream]) -> None:
+    def __init__(self, chain: Chain, upstreams: Mapping[str, Upstream], needs: Needs) -> None:
         self._chain = chain
         self._upstreams = upstreams
+        self._needs = needs
         self._held: _Held | None = None
         self._error: UpstreamError | None = None
 
@@ -58,7 +60,7 @@ class LastWord:
 
     def had_no_key(self, upstream: Upstream) -> None:
         """No key could be had; where none is left at all, that is the error."""
-        if upstream.is_exhausted:
+        if self._is_exhausted(upstream):
             self._error = self._exhausted() or _rejected(upstream)
 
     def say(self) -> Exchange:
@@ -72,7 +74,7 @@ class LastWord:
         pool = held.upstream.pool
         if pool is not None and isinstance(held.verdict, KeyRejected | KeyLimited):
             is_rejected = isinstance(held.verdict, KeyRejected)
-            exhausted = self._exhausted() if held.upstream.is_exhausted else None
+            exhausted = self._exhausted() if self._is_exhausted(held.upstream) else None
             if exhausted is not None and (is_rejected or len(pool) > 1):
                 raise exhausted
             if is_rejected:
@@ -80,9 +82,12 @@ class LastWord:
         self._held = None
         return held.exchange
 
+    def _is_exhausted(self, upstream: Upstream) -> bool:
+        return upstream.is_exhausted(self._needs.last(upstream))
+
     def _exhausted(self) -> KeysExhausted | None:
-        along = {profile.upstream for profile in self._chain.every}
-        waits = [wait for name in along if (wait := self._upstreams[name].soonest_key)]
+        along = [self._upstreams[name] for name in {p.upstream for p in self._chain.every}]
+        waits = [wait for each in along if (wait := each.soonest_key(self._needs.last(each)))]
         if not waits:
             return None
         return KeysExhausted(

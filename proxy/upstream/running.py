@@ -1,17 +1,19 @@
 """One upstream as it runs in this worker."""
 
-import logging
 from collections.abc import Container
 from dataclasses import dataclass
 
 from proxy.clock import Clock
+from proxy.core.wire import Headers
+from proxy.upstream.allowance import Need
 from proxy.upstream.base import Transport
 from proxy.upstream.config import UpstreamConfig
 from proxy.upstream.guard import Guard
-from proxy.upstream.keypool import KeyPool, KeyState, Lease, Transition
+from proxy.upstream.key_lines import tell
+from proxy.upstream.keypool import KeyPool, Lease
+from proxy.upstream.limits_told import told_limits
+from proxy.upstream.pooled_key import KeyState
 from proxy.upstream.verdict import Verdict
-
-log = logging.getLogger("magic_proxy.upstream")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,7 @@ class Upstream:
     clock: Clock
 
     async def lease(
-        self, excluded: Container[int], *, patience: float, may_probe: bool
+        self, excluded: Container[int], need: Need, *, patience: float, may_probe: bool
     ) -> Lease | None:
         """A key whose index is not `excluded`, if there is or comes one within `patience`."""
         pool = self.pool
@@ -36,35 +38,43 @@ class Upstream:
         while True:
             now = self.clock.monotonic()
             for transition in pool.settle(now):
-                self._tell(transition)
-            lease = pool.acquire(now, excluded, may_probe=may_probe)
-            soonest = pool.soonest(now)
-            if lease is not None or soonest is None or soonest > patience:
+                tell(self.config.name, transition)
+            lease = pool.acquire(now, excluded, may_probe=may_probe, need=need)
+            if lease is not None:
                 return lease
+            soonest = pool.soonest(now, need)
+            if soonest is None or soonest > patience:
+                return None
             # The floor keeps a clock of coarse steps from turning here.
             seconds = max(soonest, 0.001)
             patience -= seconds
             await self.clock.sleep(seconds)
 
-    def report(self, lease: Lease | None, verdict: Verdict) -> None:
-        """What the use of a key showed."""
+    def report(self, lease: Lease | None, verdict: Verdict, headers: Headers) -> None:
+        """What an answer showed of the key that it came by."""
         if self.pool is not None and lease is not None:
-            self._tell(self.pool.report(lease, verdict, self.clock.monotonic()))
+            now = self.clock.monotonic()
+            if (told := told_limits(headers, self.clock.wall())) is not None:
+                self.pool.told(lease, told, now)
+            tell(self.config.name, self.pool.report(lease, verdict, now))
+
+    def spent(self, lease: Lease | None, tokens: int) -> None:
+        """What the use of a key cost, once; also after its release."""
+        if self.pool is not None and lease is not None:
+            self.pool.spent(lease, tokens)
 
     def release(self, lease: Lease | None) -> None:
         """The use of a key is over; once is enough."""
         if self.pool is not None and lease is not None:
             self.pool.release(lease)
 
-    @property
-    def soonest_key(self) -> float | None:
+    def soonest_key(self, need: Need) -> float | None:
         """Seconds until a key that rests may be used again; None where none rests."""
-        return None if self.pool is None else self.pool.soonest(self.clock.monotonic())
+        return None if self.pool is None else self.pool.soonest(self.clock.monotonic(), need)
 
-    @property
-    def is_exhausted(self) -> bool:
+    def is_exhausted(self, need: Need) -> bool:
         """True where there are keys, and none can be given out."""
-        return self.pool is not None and self.pool.exhausted(self.clock.monotonic())
+        return self.pool is not None and self.pool.exhausted(self.clock.monotonic(), need)
 
     @property
     def is_short_of_keys(self) -> bool:
@@ -72,20 +82,4 @@ class Upstream:
         return self.pool is not None and any(
             status.state is not KeyState.AVAILABLE
             for status in self.pool.states(self.clock.monotonic())
-        )
-
-    def _tell(self, transition: Transition | None) -> None:
-        """One line for each change of a key's state."""
-        if transition is None:
-            return
-        level = logging.INFO if transition.after is KeyState.AVAILABLE else logging.WARNING
-        duration = "" if transition.seconds is None else f" for {transition.seconds:.0f} s"
-        log.log(
-            level,
-            "upstream %s: %s is %s%s: %s",
-            self.config.name,
-            transition.fingerprint,
-            transition.after,
-            duration,
-            transition.reason,
         )

@@ -8,7 +8,7 @@ from proxy.errors import UpstreamError, UpstreamProtocolError
 from proxy.upstream.base import Chain, Exchange, Outgoing, Profile, Transport, UpstreamRequest
 from proxy.upstream.config import KeySecret, UpstreamConfig
 from proxy.upstream.dispatch import UpstreamSet
-from proxy.upstream.keypool import KeyState
+from proxy.upstream.pooled_key import KeyState
 from proxy.upstream.router import Route, Router
 from tests.fakes import FakeClock
 

@@ -8,7 +8,7 @@ import pytest
 from proxy.errors import UpstreamProtocolError, UpstreamUnreachable
 from proxy.upstream.base import Outgoing, UpstreamRequest
 from proxy.upstream.dispatch import UpstreamSet
-from proxy.upstream.keypool import KeyState
+from proxy.upstream.pooled_key import KeyState
 from proxy.upstream.router import Router
 from tests.fakes import FakeClock
 from tests.unit.upstream.scripted import Answer, Step, World, body_of, limited, up

@@ -7,7 +7,7 @@ import pytest
 from proxy.errors import KeysExhausted, UpstreamError, UpstreamUnreachable
 from proxy.upstream.base import Timeouts, UpstreamRequest
 from proxy.upstream.config import KeySecret
-from proxy.upstream.keypool import KeyState
+from proxy.upstream.pooled_key import KeyState
 from tests.unit.upstream.scripted import Answer, World, body_of, limited, refused, up
 
 pytestmark = pytest.mark.anyio

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from proxy.upstream.config import KeySecret
-from proxy.upstream.keypool import KeyPool, KeyState, Lease
+from proxy.upstream.keypool import KeyPool, Lease
+from proxy.upstream.pooled_key import KeyState
 from proxy.upstream.verdict import KeyLimited, KeyRejected, KeyWorks, Neutral, UpstreamFault
 
 A, B, C = (KeySecret(f"sk-{name}") for name in "abc")
