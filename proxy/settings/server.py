@@ -1,7 +1,7 @@
 """`server`: where the proxy listens, and how it starts and stops."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field
 
@@ -17,12 +17,36 @@ class LogLevel(StrEnum):
     ERROR = "error"  # what does not work
 
 
+AUTO: Final = "auto"
+
+
+def _workers(value: Any) -> Any:
+    if value == AUTO or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        return int(value)
+    raise ValueError(f"must be a whole number, or `{AUTO}`")
+
+
+Workers: TypeAlias = Annotated[
+    Annotated[int, Field(ge=1, le=256)] | Literal["auto"], BeforeValidator(_workers)
+]
+
+
 class ServerSettings(Section):
     """Where the proxy listens, and how it starts and stops."""
 
     host: Text = Field(default="127.0.0.1", description="Address to listen on.")
     port: Annotated[int, Field(ge=0, le=65535), NotBool] = Field(
         default=8080, description="Port to listen on; 0 takes a free one."
+    )
+    workers: Workers = Field(
+        default=1,
+        description="How many processes serve; `auto` is one for each core that this one may use.",
+    )
+    worker_timeout_seconds: Annotated[float, Field(ge=2), NotBool] = Field(
+        default=30.0,
+        description="A worker whose event loop stands still for so long is ended and replaced.",
     )
     max_body_bytes: Bytes = Field(
         default=20 * 1024 * 1024,

@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 import orjson
 import yaml
 
-from proxy.cli.serve import server_config
+from proxy.workers.server import server_config
 from proxy.clock import Clock
 from proxy.edge.app import Edge, create_app
 from proxy.edge.hotpath import ProxyProtocol

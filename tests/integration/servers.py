@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from proxy.cli.serve import server_config
+from proxy.workers.server import server_config
 from proxy.edge.app import create_app
 from proxy.settings.load import load_settings
 from proxy.standin import RunningServer, serve_in_thread
