@@ -22,6 +22,7 @@ from proxy.errors import SettingsError
 from proxy.runtime import Settings
 from proxy.runtime.certificates import check_certificates
 from proxy.runtime.fixed import fixed_changes
+from proxy.runtime.preload import preload
 from proxy.workers.alone import not_reloaded
 from proxy.workers.exchange import Ledger, Question, Questions
 from proxy.workers.link import settings_text
@@ -88,6 +89,7 @@ class Supervisor:
     def run(self) -> int:
         """Start all workers, and watch until they are to stop and have."""
         self._watch_signals()
+        preload(self._first)
         # What stands now is never looked at by the collector again: it stays shared.
         gc.collect()
         gc.freeze()
