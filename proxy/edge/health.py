@@ -1,4 +1,4 @@
-"""Health, readiness and metrics, for whoever watches the process: asked often, so without FastAPI."""
+"""Health, readiness and metrics, for whoever watches: asked often, so without FastAPI."""
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping

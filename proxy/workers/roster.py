@@ -178,9 +178,7 @@ class Roster:
         return self._end_all(signal.SIGINT if again else signal.SIGTERM)
 
     def _end_all(self, by: signal.Signals) -> list[Act]:
-        acts: list[Act] = [
-            Send(place.number, by) for place in self._places.values() if place.lives
-        ]
+        acts: list[Act] = [Send(place.number, by) for place in self._places.values() if place.lives]
         return acts or [Finish(self._exit_code)]
 
     def _ended_in_stop(self) -> list[Act]:

@@ -23,6 +23,7 @@ from proxy.runtime import Settings
 from proxy.runtime.certificates import check_certificates
 from proxy.runtime.fixed import fixed_changes
 from proxy.runtime.preload import preload
+from proxy.workers.accepting import Crowd
 from proxy.workers.alone import not_reloaded
 from proxy.workers.exchange import Ledger, Question, Questions
 from proxy.workers.link import settings_text
@@ -77,6 +78,7 @@ class Supervisor:
             timeout_seconds=settings.server.worker_timeout_seconds,
             grace_seconds=settings.server.shutdown_grace_seconds,
         )
+        self._crowd = Crowd(count)
         self._questions = Questions()
         self._ledger = Ledger()
         self._workers: dict[int, _Worker] = {}
@@ -115,7 +117,7 @@ class Supervisor:
 
     def _watch_signals(self) -> None:
         for end in (self._woken, self._waker):
-            end.setblocking(False)
+            end.setblocking(False)  # noqa: FBT003  # the standard library's name for it
         for number in _WATCHED:
             signal.signal(number, lambda *_: None)  # it arrives as a byte
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
@@ -155,6 +157,7 @@ class Supervisor:
         self._receive(worker)  # its last words
         self._hang_up(worker)
         del self._workers[worker.number]
+        self._crowd.away(worker.number)
         self._ledger.ended(worker.number)
         self._settle(self._questions.ended(worker.number))
         self._do(self._roster.ended(worker.number, code, self._clock.monotonic()))
@@ -191,14 +194,14 @@ class Supervisor:
 
     def _start(self, number: int) -> None:
         ours, theirs = socket.socketpair()
-        seat = Seat(number, theirs, self._listeners, self._first, self._latest)
+        seat = Seat(number, theirs, self._listeners, self._crowd, self._first, self._latest)
         sys.stdout.flush()
         sys.stderr.flush()
         pid = os.fork()
         if pid == 0:
             self._become(seat, ours)
         theirs.close()
-        ours.setblocking(False)
+        ours.setblocking(False)  # noqa: FBT003  # as above
         worker = self._workers[number] = _Worker(number, pid, ours)
         self._selector.register(ours, selectors.EVENT_READ, worker)
         self._roster.started(number, pid, self._clock.monotonic())

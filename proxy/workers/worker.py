@@ -13,9 +13,10 @@ from proxy.clock import SystemClock
 from proxy.edge.app import create_app
 from proxy.errors import SettingsError
 from proxy.runtime import Runtime, Settings
+from proxy.workers.accepting import Crowd
 from proxy.workers.link import Link, mark_of, settings_of
 from proxy.workers.messages import Kind, Topic
-from proxy.workers.server import ProxyServer, event_loop, server_config
+from proxy.workers.server import WorkerServer, event_loop, server_config
 
 log = logging.getLogger("magic_proxy")
 
@@ -31,6 +32,7 @@ class Seat:
     number: int
     end: socket.socket
     listeners: Sequence[socket.socket]
+    crowd: Crowd
     first: Settings
     latest: Settings
 
@@ -58,7 +60,9 @@ async def _serve(seat: Seat) -> int:
     runtime = app.runtime
     if seat.latest is not seat.first:
         runtime.reload(seat.latest)
-    server = ProxyServer(server_config(app, seat.first), lambda _: link.say(Kind.READY))
+    server = WorkerServer(
+        server_config(app, seat.first), lambda: link.say(Kind.READY), seat.number, seat.crowd
+    )
     await link.open(seat.end, _answerers(runtime))
     link.begin(runtime.metrics.families)
     try:

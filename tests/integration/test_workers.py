@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,17 @@ def test_every_worker_answers_and_finds_what_another_stored(
     assert ask(other, "shared") == "HIT"
 
 
+def test_connections_are_spread_over_the_workers(shared: Workers) -> None:
+    with ExitStack() as opened:
+        makers = []
+        for _ in range(20):
+            client = opened.enter_context(httpx.Client(base_url=shared.url))
+            makers.append(client.post(CHAT, content=b"{").headers["x-request-id"][:16])
+
+    assert len(set(makers)) == 2
+    assert min(makers.count(maker) for maker in makers) >= 4
+
+
 def test_a_scrape_of_any_worker_tells_of_all(
     shared: Workers, both: tuple[httpx.Client, httpx.Client]
 ) -> None:
@@ -85,7 +97,9 @@ def test_a_scrape_of_any_worker_tells_of_all(
     assert after[seconds] == after[HIT]
     assert after["magic_proxy_workers"] == 2
     # One file, and two memories.
-    entries = {tier: after[f'magic_proxy_store_entries{{store="{tier}"}}'] for tier in ("disk", "memory")}
+    entries = {
+        tier: after[f'magic_proxy_store_entries{{store="{tier}"}}'] for tier in ("disk", "memory")
+    }
     assert entries["memory"] > entries["disk"] >= 1
 
 

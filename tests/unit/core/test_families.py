@@ -58,8 +58,9 @@ def test_a_store_is_up_where_it_is_up_for_every_worker() -> None:
 
 def test_a_key_is_in_each_state_that_any_worker_has_it_in() -> None:
     name = "magic_proxy_upstream_key_state"
-    one, other = family(name, "gauge", available=1, cooling=0), family(
-        name, "gauge", available=0, cooling=1
+    one, other = (
+        family(name, "gauge", available=1, cooling=0),
+        family(name, "gauge", available=0, cooling=1),
     )
 
     assert values(merged([[one], [other]])[0]) == {"available": 1, "cooling": 1}

@@ -107,7 +107,8 @@ def test_counters_never_go_backwards_whoever_ends_when(steps: list[int | None]) 
 @given(st.lists(st.text(max_size=20), max_size=5), st.lists(st.integers(1, 9), max_size=40))
 def test_messages_come_out_whole_however_they_are_cut(texts: list[str], cuts: list[int]) -> None:
     wire = b"".join(packed(Kind.BEAT, {"text": text}) for text in texts)
-    unpacker, got = Unpacker(), []
+    unpacker = Unpacker()
+    got: list[Any] = []
     for cut in [*cuts, len(wire)]:
         got += unpacker.feed(wire[:cut])
         wire = wire[cut:]
