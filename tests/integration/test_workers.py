@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 
 from proxy.standin import RunningStandIn, Script, start_standin
 from tests.integration.contract import chat, metric, metrics
@@ -34,6 +35,14 @@ def upstream() -> Iterator[RunningStandIn]:
 def shared(upstream: RunningStandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
     """Two workers on one disk store, for all tests that leave them as they are."""
     with start_workers(tmp_path_factory.mktemp("shared"), upstream.base_url, 2, RULES) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def apart(upstream: RunningStandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
+    """Two workers with a memory each, and nothing else."""
+    over = {**RULES, "store": "memory"}
+    with start_workers(tmp_path_factory.mktemp("apart"), upstream.base_url, 2, over) as proxy:
         yield proxy
 
 
@@ -119,16 +128,9 @@ def test_B54_a_purge_through_one_worker_is_in_force_in_all_when_it_is_answered(
         assert ask(other, text) == "MISS"
 
 
-def test_B54_a_purge_reaches_workers_whose_store_is_their_own_memory(
-    upstream: RunningStandIn, tmp_path: Path
-) -> None:
-    over = {**RULES, "store": "memory"}
-    with (
-        start_workers(tmp_path, upstream.base_url, 2, over) as proxy,
-        proxy.client_of(1) as one,
-        proxy.client_of(2) as other,
-    ):
-        proxy.wait_for_line("as many caches")
+def test_B54_a_purge_reaches_workers_whose_store_is_their_own_memory(apart: Workers) -> None:
+    apart.wait_for_line("as many caches")
+    with apart.client_of(1) as one, apart.client_of(2) as other:
         for client in (one, other):
             assert [ask(client, "a"), ask(client, "a")] == ["MISS", "HIT"]
         model = chat("a")["model"]
@@ -176,37 +178,30 @@ def test_a_worker_that_is_told_to_end_finishes_and_is_replaced(shared: Workers) 
     assert metrics(shared.url)["magic_proxy_workers"] == 2
 
 
-def test_B74_a_reload_reaches_all_workers_and_their_successors(
-    upstream: RunningStandIn, tmp_path: Path
-) -> None:
-    def rules(name: str) -> dict[str, Any]:
-        return {"cache_settings": {"rules": [{**RULE, "name": name}]}}
+def test_B74_a_reload_reaches_all_workers_and_their_successors(apart: Workers) -> None:
+    settings = yaml.safe_load(apart.file.read_text())
+    settings["cache_settings"]["rules"] = [{**RULE, "name": "after"}]
 
-    with start_workers(tmp_path, upstream.base_url, 2, rules("before")) as proxy:
-        before = proxy.file.read_text()
+    def in_force(client: httpx.Client) -> str:
+        answer = client.post(CHAT, json=chat("a"), headers={"authorization": "Bearer sk"})
+        return str(answer.headers["x-cache-rule"])
 
-        def in_force(client: httpx.Client) -> str:
-            answer = client.post(CHAT, json=chat("a"), headers={"authorization": "Bearer sk"})
-            return str(answer.headers["x-cache-rule"])
+    with apart.client_of(1) as one, apart.client_of(2) as other:
+        assert [in_force(one), in_force(other)] == ["rule-1", "rule-1"]
+        apart.write_settings(settings)
+        apart.reload()
+        apart.wait_for_line("settings reloaded")
+        assert [in_force(one), in_force(other)] == ["after", "after"]
 
-        with proxy.client_of(1) as one, proxy.client_of(2) as other:
-            assert [in_force(one), in_force(other)] == ["before", "before"]
-            proxy.write_settings(before.replace("name: before", "name: after"))
-            proxy.reload()
-            proxy.wait_for_line("settings reloaded")
-            assert [in_force(one), in_force(other)] == ["after", "after"]
-
-            proxy.write_settings("server: {prot: 1}\n")
-            proxy.reload()
-            proxy.wait_for_line("not reloaded")
-            assert [in_force(one), in_force(other)] == ["after", "after"]
-        proxy.kill(2)
-        with proxy.client_of(2) as successor:
-            assert in_force(successor) == "after"
-        proxy.terminate()
-        assert proxy.ended() == 0
-        for once in ("settings reloaded", "not reloaded"):
-            assert sum(once in line for line in proxy.err) == 1
+        apart.write_settings("server: {prot: 1}\n")
+        apart.reload()
+        apart.wait_for_line("not reloaded")
+        assert [in_force(one), in_force(other)] == ["after", "after"]
+    apart.kill(2)
+    with apart.client_of(2) as successor:
+        assert in_force(successor) == "after"
+    for once in ("settings reloaded", "not reloaded"):
+        assert sum(once in line for line in apart.err) == 1
 
 
 def test_B44_a_stop_lets_the_streams_of_all_workers_finish(
@@ -244,7 +239,9 @@ def refused(url: str) -> bool:
     return False
 
 
-def test_a_worker_that_hangs_is_replaced(upstream: RunningStandIn, tmp_path: Path) -> None:
+def test_a_worker_that_hangs_is_replaced_and_none_outlives_a_killed_supervisor(
+    upstream: RunningStandIn, tmp_path: Path
+) -> None:
     over = {"server": {"worker_timeout_seconds": 2}}
     with start_workers(tmp_path, upstream.base_url, 2, over) as proxy:
         hung = proxy.pids[1]
@@ -255,13 +252,6 @@ def test_a_worker_that_hangs_is_replaced(upstream: RunningStandIn, tmp_path: Pat
         assert gone(hung)
         assert httpx.get(f"{proxy.url}/healthz").status_code == 200
 
-
-def test_no_worker_outlives_a_supervisor_that_is_killed(
-    upstream: RunningStandIn, tmp_path: Path
-) -> None:
-    with start_workers(tmp_path, upstream.base_url, 2) as proxy:
-        pids = list(proxy.pids.values())
         proxy.process.kill()
-
-        eventually(lambda: all(gone(pid) for pid in pids))
+        eventually(lambda: all(gone(pid) for pid in proxy.pids.values()))
         assert refused(proxy.url)

@@ -1,5 +1,6 @@
 """Workers that can't start: the command ends, and says why."""
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,6 @@ from pathlib import Path
 import yaml
 
 from tests.integration.processes import magic_proxy
-from tests.integration.workers import Workers
 
 # A fault that shows in a worker alone, and at its start.
 FAILING = """
@@ -45,10 +45,11 @@ def test_workers_that_do_not_start_end_the_command(tmp_path: Path) -> None:
 
 
 def test_B44_a_port_that_is_taken_is_an_error_for_several_workers_too(tmp_path: Path) -> None:
-    with Workers(settings(tmp_path), 2) as proxy:
-        port = proxy.url.rpartition(":")[2]
-        second = magic_proxy("serve", "-c", str(proxy.file), "--port", port, "--workers", "2")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        file = str(settings(tmp_path))
+        ended = magic_proxy("serve", "-c", file, "--port", port, "--workers", "2")
 
-    assert second.returncode == 1
-    assert b"in use" in second.stderr
-    assert b"Traceback" not in second.stderr
+    assert ended.returncode == 1
+    assert b"in use" in ended.stderr
+    assert b"Traceback" not in ended.stderr
