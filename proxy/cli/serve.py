@@ -69,8 +69,8 @@ def _serve(settings: Settings, path: Path | None, flags: dict[str, Any]) -> int:
         return serve_alone(settings, read_settings)
     if settings.store.resolved_tiers == (Tier.MEMORY,):
         log.warning(
-            "%d workers with `store: memory` are as many caches: each has to be filled by itself. "
-            "A disk store or Redis is shared.",
+            "%d workers with `store: memory` are as many caches, each to be filled by itself: add "
+            "a tier that they share, `disk` or `redis`",
             count,
         )
     # No single process needs it.

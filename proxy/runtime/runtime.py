@@ -105,7 +105,7 @@ class Runtime:
         self._request_log: RequestLog | None = None
         observers: list[Observer] = [self.metrics]
         if settings.server.access_log:
-            self._request_log = RequestLog(_standard_output(), self.clock)
+            self._request_log = RequestLog(_standard_output(), self.clock, shared=peers is not None)
             observers.append(self._request_log)
         self._observer = _Observers(tuple(observers))
         self._writes: WriteBehind | None = None

@@ -18,18 +18,22 @@ class LogLevel(StrEnum):
 
 
 AUTO: Final = "auto"
+_MOST_WORKERS: Final = 256
 
 
 def _workers(value: Any) -> Any:
-    if value == AUTO or (isinstance(value, int) and not isinstance(value, bool)):
+    if value == AUTO:
         return value
-    if isinstance(value, str) and value.isascii() and value.isdigit():
-        return int(value)
-    raise ValueError(f"must be a whole number, or `{AUTO}`")
+    number = int(value) if isinstance(value, str) and value.isdecimal() else value
+    if isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= _MOST_WORKERS:
+        return number
+    raise ValueError(f"must be a whole number from 1 to {_MOST_WORKERS}, or `{AUTO}`")
 
 
 Workers: TypeAlias = Annotated[
-    Annotated[int, Field(ge=1, le=256)] | Literal["auto"], BeforeValidator(_workers)
+    # The bounds are for the JSON Schema; it is the function that tells of both alternatives.
+    Annotated[int, Field(ge=1, le=_MOST_WORKERS)] | Literal["auto"],
+    BeforeValidator(_workers),
 ]
 
 
@@ -44,7 +48,7 @@ class ServerSettings(Section):
         default=1,
         description="How many processes serve; `auto` is one for each core that this one may use.",
     )
-    worker_timeout_seconds: Annotated[float, Field(ge=2), NotBool] = Field(
+    worker_timeout_seconds: Annotated[float, Field(ge=2, allow_inf_nan=False), NotBool] = Field(
         default=30.0,
         description="A worker whose event loop stands still for so long is ended and replaced.",
     )
