@@ -19,7 +19,7 @@ START_SECONDS: Final = 30.0
 # One that was told to abort writes down where it hangs; then it is killed.
 _ABORT_TICKS: Final = 2
 # What a worker does after its grace time: writes what is queued, and lets go of everything.
-_LAST_SECONDS: Final = 12.0
+_LAST_SECONDS: Final = 4.0
 # A life this long makes up for the deaths before.
 _GOOD_LIFE_SECONDS: Final = 60.0
 _FIRST_PAUSE: Final = 0.5

@@ -193,18 +193,33 @@ class Supervisor:
                     assert_never(act)
 
     def _start(self, number: int) -> None:
-        ours, theirs = socket.socketpair()
-        seat = Seat(number, theirs, self._listeners, self._crowd, self._first, self._latest)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        pid = os.fork()
-        if pid == 0:
-            self._become(seat, ours)
+        try:
+            ours, theirs = socket.socketpair()
+            pid = self._fork(number, ours, theirs)
+        except OSError as error:  # too many files or processes
+            log.error("no worker can be started: %s", error)  # noqa: TRY400  # it says enough
+            self._do(self._roster.ended(number, 1, self._clock.monotonic()))
+            return
         theirs.close()
         ours.setblocking(False)  # noqa: FBT003  # as above
         worker = self._workers[number] = _Worker(number, pid, ours)
         self._selector.register(ours, selectors.EVENT_READ, worker)
         self._roster.started(number, pid, self._clock.monotonic())
+
+    def _fork(self, number: int, ours: socket.socket, theirs: socket.socket) -> int:
+        """The pid of the new worker."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # One that is to stop as soon as it is there must not take that for the supervisor's.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                crowd, first, latest = self._crowd, self._first, self._latest
+                self._become(Seat(number, theirs, self._listeners, crowd, first, latest), ours)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
+        return pid
 
     def _become(self, seat: Seat, ours: socket.socket) -> NoReturn:
         """Go on as a worker: with nothing that is the supervisor's, and never back into it."""
@@ -213,6 +228,7 @@ class Supervisor:
             signal.set_wakeup_fd(-1)
             for number in _WATCHED:
                 signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
             # A worker that held another's end would hide from it that the supervisor is gone.
             self._selector.close()
             for end in (ours, self._woken, self._waker, *(w.end for w in self._workers.values())):

@@ -40,11 +40,7 @@ class Seat:
 def run_worker(seat: Seat) -> int:
     """Serve until told to stop; the exit code."""
     faulthandler.enable()  # one that hangs is told to say where
-    # The terminal sends these to the supervisor too, which passes on what is meant.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    for stop in (signal.SIGTERM, signal.SIGINT):
-        # uvicorn stops on these in order, and raises them again when it has: that is no failure.
-        signal.signal(stop, lambda *_: None)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the supervisor's: a terminal sends it to all
     try:
         with asyncio.Runner(loop_factory=event_loop) as runner:
             return runner.run(_serve(seat))
@@ -65,6 +61,9 @@ async def _serve(seat: Seat) -> int:
     )
     await link.open(seat.end, _answerers(runtime))
     link.begin(runtime.metrics.families)
+    for stop in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn stops on these in order, and raises them again when it has: that is no failure.
+        signal.signal(stop, lambda *_: None)
     try:
         await server.serve(sockets=list(seat.listeners))
     except SystemExit:  # how uvicorn gives up; it has logged why
