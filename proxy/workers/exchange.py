@@ -22,6 +22,12 @@ class Question:
     until: float
     replies: dict[int, Any] = field(default_factory=dict)
 
+    @property
+    def unconfirmed(self) -> set[int]:
+        """Workers that were silent, or failed."""
+        failed = {number for number, reply in self.replies.items() if reply is None}
+        return self.waiting | failed
+
 
 class Questions:
     """Those that are open. Every method returns those that are settled by it."""

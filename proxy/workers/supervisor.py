@@ -13,8 +13,8 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, NoReturn, assert_never
+from dataclasses import dataclass
+from typing import Final, NoReturn, assert_never
 
 from proxy.clock import Clock
 from proxy.core.families import Family
@@ -25,19 +25,18 @@ from proxy.runtime.fixed import fixed_changes
 from proxy.runtime.preload import preload
 from proxy.workers.accepting import Crowd
 from proxy.workers.alone import not_reloaded
-from proxy.workers.exchange import Ledger, Question, Questions
+from proxy.workers.line import Line
 from proxy.workers.link import settings_text
-from proxy.workers.messages import Kind, Message, Topic, Unpacker, packed
+from proxy.workers.messages import Kind
 from proxy.workers.roster import TICK_SECONDS, Act, Finish, Roster, Say, Send, Start
 from proxy.workers.server import url_of
+from proxy.workers.switchboard import Switchboard
 from proxy.workers.worker import Seat, run_worker
 
 log = logging.getLogger("magic_proxy")
 
 _WATCHED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
-_RECEIVE_BYTES: Final = 256 * 1024
-# How long the others are waited for, whoever asks.
-_ANSWER_SECONDS: Final = 1.0
+_MANY_SIGNALS: Final = 4096
 
 
 @dataclass(slots=True)
@@ -46,9 +45,7 @@ class _Worker:
 
     number: int
     pid: int
-    end: socket.socket
-    unpacker: Unpacker = field(default_factory=Unpacker)
-    unsent: bytearray = field(default_factory=bytearray)
+    line: Line
 
 
 class Supervisor:
@@ -79,8 +76,7 @@ class Supervisor:
             grace_seconds=settings.server.shutdown_grace_seconds,
         )
         self._crowd = Crowd(count)
-        self._questions = Questions()
-        self._ledger = Ledger()
+        self._switchboard = Switchboard(clock, self._counted)
         self._workers: dict[int, _Worker] = {}
         self._selector = selectors.DefaultSelector()
         self._woken, self._waker = socket.socketpair()
@@ -100,17 +96,19 @@ class Supervisor:
             if now >= self._next_tick:
                 self._next_tick = now + TICK_SECONDS
                 self._do(self._roster.tick(now))
-            self._settle(self._questions.expired(now))
+            self._switchboard.expire(now)
             for key, events in self._selector.select(self._pause()):
                 if key.data is None:
                     self._take_signals()
-                else:
-                    self._exchange(key.data, events)
+                elif (worker := self._workers.get(key.data)) is not None:
+                    if events & selectors.EVENT_WRITE:
+                        worker.line.send()
+                    self._listen(worker)
         signal.set_wakeup_fd(-1)
         return self._exit_code
 
     def _pause(self) -> float:
-        until = min(self._next_tick, self._questions.next_until() or self._next_tick)
+        until = min(self._next_tick, self._switchboard.next_until() or self._next_tick)
         return max(until - self._clock.monotonic(), 0.0)
 
     # Signals.
@@ -124,7 +122,7 @@ class Supervisor:
         self._selector.register(self._woken, selectors.EVENT_READ)
 
     def _take_signals(self) -> None:
-        for number in self._woken.recv(_RECEIVE_BYTES):
+        for number in self._woken.recv(_MANY_SIGNALS):
             match number:
                 case signal.SIGCHLD:
                     self._reap()
@@ -154,12 +152,10 @@ class Supervisor:
                 self._take_leave(worker, os.waitstatus_to_exitcode(status))
 
     def _take_leave(self, worker: _Worker, code: int) -> None:
-        self._receive(worker)  # its last words
-        self._hang_up(worker)
+        self._listen(worker)  # its last words
         del self._workers[worker.number]
         self._crowd.away(worker.number)
-        self._ledger.ended(worker.number)
-        self._settle(self._questions.ended(worker.number))
+        self._switchboard.unplug(worker.number)
         self._do(self._roster.ended(worker.number, code, self._clock.monotonic()))
 
     def _reload(self) -> None:
@@ -174,7 +170,7 @@ class Supervisor:
         for change in fixed_changes(self._first, settings):
             log.warning("%s", change)
         self._latest = settings
-        self._ask(Question(None, 0, Topic.RELOAD, set(), 0.0), settings_text(settings))
+        self._switchboard.reload(settings_text(settings), _reloaded)
 
     # What the roster decides.
 
@@ -201,9 +197,9 @@ class Supervisor:
             self._do(self._roster.ended(number, 1, self._clock.monotonic()))
             return
         theirs.close()
-        ours.setblocking(False)  # noqa: FBT003  # as above
-        worker = self._workers[number] = _Worker(number, pid, ours)
-        self._selector.register(ours, selectors.EVENT_READ, worker)
+        line = Line(ours, self._selector, number)
+        self._workers[number] = _Worker(number, pid, line)
+        self._switchboard.plug(number, line)
         self._roster.started(number, pid, self._clock.monotonic())
 
     def _fork(self, number: int, ours: socket.socket, theirs: socket.socket) -> int:
@@ -231,7 +227,12 @@ class Supervisor:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
             # A worker that held another's end would hide from it that the supervisor is gone.
             self._selector.close()
-            for end in (ours, self._woken, self._waker, *(w.end for w in self._workers.values())):
+            for end in (
+                ours,
+                self._woken,
+                self._waker,
+                *(w.line.end for w in self._workers.values()),
+            ):
                 end.close()
             self._in_worker(seat.number)
             code = run_worker(seat)
@@ -242,49 +243,16 @@ class Supervisor:
             sys.stderr.flush()
             os._exit(code)
 
-    # Messages.
+    # What workers say.
 
-    def _exchange(self, worker: _Worker, events: int) -> None:
-        if events & selectors.EVENT_WRITE:
-            self._send(worker)
-        if events & selectors.EVENT_READ:
-            self._receive(worker)
-
-    def _receive(self, worker: _Worker) -> None:
-        while worker.end.fileno() >= 0:
-            try:
-                received = worker.end.recv(_RECEIVE_BYTES)
-            except BlockingIOError:
-                return
-            except OSError:
-                received = b""
-            if not received:  # it ends; that it has ended is told by a signal
-                self._hang_up(worker)
-                return
-            for message in worker.unpacker.feed(received):
-                self._take(worker, message)
-
-    def _take(self, worker: _Worker, message: Message) -> None:
-        self._roster.heard(worker.number)
-        match message["kind"]:
-            case Kind.READY:
+    def _listen(self, worker: _Worker) -> None:
+        for message in worker.line.received():
+            self._roster.heard(worker.number)
+            if message["kind"] == Kind.READY:
                 self._do(self._roster.ready(worker.number))
                 self._announce()
-            case Kind.BEAT:
-                if "families" in message:
-                    self._ledger.told(worker.number, message["families"])
-            case Kind.ASK:
-                topic, body = message["topic"], message["body"]
-                if topic == Topic.METRICS:
-                    self._ledger.told(worker.number, body)
-                self._ask(Question(worker.number, message["id"], topic, set(), 0.0), body)
-            case Kind.REPLY:
-                asked_as, body = message["id"], message["body"]
-                if message["topic"] == Topic.METRICS and body is not None:
-                    self._ledger.told(worker.number, body)
-                self._settle(self._questions.replied(asked_as, worker.number, body))
-            case _:
-                raise AssertionError(f"no such kind of message: {message['kind']}")
+            else:
+                self._switchboard.take(worker.number, message)
 
     def _announce(self) -> None:
         if self._roster.is_complete and not self._announced:
@@ -292,72 +260,20 @@ class Supervisor:
             for listener in self._listeners:
                 log.info("listening on %s/v1", url_of(listener))
 
-    def _ask(self, question: Question, body: Any) -> None:
-        """Put a question to all workers but the one that asks."""
-        question.waiting = {number for number in self._workers if number != question.asker}
-        question.until = self._clock.monotonic() + _ANSWER_SECONDS
-        asked = tuple(question.waiting)
-        asked_as, settled = self._questions.put(question)
-        for number in asked:
-            self._say(
-                self._workers[number],
-                packed(Kind.ASK, {"id": asked_as, "topic": question.topic, "body": body}),
-            )
-        self._settle(settled)
-
-    def _settle(self, settled: Sequence[Question]) -> None:
-        for question in settled:
-            if question.topic == Topic.METRICS:
-                self._reply(question, [*self._ledger.reports(), self._own_report()])
-            elif question.topic == Topic.RELOAD:
-                self._told_reloaded(question)
-            else:
-                silent = bool(question.waiting) or None in question.replies.values()
-                self._reply(question, not silent)
-
-    def _told_reloaded(self, question: Question) -> None:
-        failed = {number for number, reply in question.replies.items() if reply is None}
-        for number in sorted(failed | question.waiting):
-            log.warning("worker %d has not said yet that it took the settings over", number)
-        log.info("settings reloaded")
-
-    def _own_report(self) -> list[Any]:
+    def _counted(self) -> list[Family]:
         workers, restarts = "magic_proxy_workers", "magic_proxy_worker_restarts"
-        serving, restarted = self._roster.serving, self._roster.restarts
-        families = (
-            Family(workers, "gauge", "Workers that serve.", {(workers, ()): serving}),
+        return [
+            Family(workers, "gauge", "Workers that serve.", {(workers, ()): self._roster.serving}),
             Family(
                 restarts,
                 "counter",
                 "Workers that took the place of one that had ended.",
-                {(f"{restarts}_total", ()): restarted},
+                {(f"{restarts}_total", ()): self._roster.restarts},
             ),
-        )
-        return [family.as_json() for family in families]
+        ]
 
-    def _reply(self, question: Question, body: Any) -> None:
-        worker = self._workers.get(question.asker or 0)
-        if worker is not None:
-            self._say(worker, packed(Kind.REPLY, {"id": question.id, "body": body}))
 
-    def _say(self, worker: _Worker, message: bytes) -> None:
-        if worker.end.fileno() >= 0:
-            worker.unsent += message
-            self._send(worker)
-
-    def _send(self, worker: _Worker) -> None:
-        try:
-            while worker.unsent:
-                del worker.unsent[: worker.end.send(worker.unsent)]
-        except BlockingIOError:
-            pass
-        except OSError:  # it ends
-            worker.unsent.clear()
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.unsent else 0)
-        if worker.end.fileno() >= 0 and self._selector.get_key(worker.end).events != events:
-            self._selector.modify(worker.end, events, worker)
-
-    def _hang_up(self, worker: _Worker) -> None:
-        if worker.end.fileno() >= 0:
-            self._selector.unregister(worker.end)
-            worker.end.close()
+def _reloaded(unconfirmed: set[int]) -> None:
+    for number in sorted(unconfirmed):
+        log.warning("worker %d has not said yet that it took the settings over", number)
+    log.info("settings reloaded")
