@@ -107,6 +107,8 @@ class Generations:
         """Have in force what a worker beside this one purged, when this returns."""
         if self._log.hearing is Hearing.ALONE:  # each has entries, and marks, of its own
             await self._number(mark)
+        elif mark.number == _UNNUMBERED:
+            self._owe(mark, "told by a worker")
         else:
             await self._read()
 
@@ -177,15 +179,16 @@ class Generations:
             await self._log.keep(lost)
 
     async def _add(self, mark: Mark) -> Mark | StoreUnavailable:
+        outcome: Mark | StoreUnavailable
         try:
-            added = await self._number(mark)
+            outcome = mark = await self._number(mark)
         except StoreUnavailable as error:
             self._observer.store_failed("purge")
             self._owe(mark, error)
-            return error
+            outcome = error
         if self._tell is not None:
-            await self._tell(added)
-        return added
+            await self._tell(mark)
+        return outcome
 
     async def _number(self, mark: Mark) -> Mark:
         added = await self._log.add(
@@ -194,9 +197,9 @@ class Generations:
         await self._take([added])
         return added
 
-    def _owe(self, mark: Mark, error: StoreUnavailable) -> None:
+    def _owe(self, mark: Mark, why: object) -> None:
         if not self._owed:
-            log.warning("a purge is in force here alone, until its log takes it (%s)", error)
+            log.warning("a purge is in force here alone, until its log takes it (%s)", why)
         if mark not in self._owed:
             self._owed.append(mark)
         if len(self._owed) > _MOST_OWED:

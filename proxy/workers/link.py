@@ -68,8 +68,12 @@ class Link(asyncio.Protocol):
 
     async def purged(self, mark: Mark) -> None:
         """Return when the other workers have the purge in force."""
-        body = {"members": dict(mark.selector.set_members), "soft": mark.soft}
-        body["stored_before"] = mark.stored_before
+        body = {
+            "number": mark.number,
+            "members": dict(mark.selector.set_members),
+            "soft": mark.soft,
+            "stored_before": mark.stored_before,
+        }
         try:
             confirmed = await self._ask(Topic.PURGED, body)
         except WorkersSilent:
@@ -141,8 +145,9 @@ class Link(asyncio.Protocol):
 
 
 def mark_of(body: Mapping[str, Any]) -> Mark:
-    """The purge that another worker tells of; it has no number here."""
-    return Mark(0, Selector(**body["members"]), body["soft"], body["stored_before"])
+    """The purge that another worker tells of."""
+    selector = Selector(**body["members"])
+    return Mark(body["number"], selector, body["soft"], body["stored_before"])
 
 
 def settings_text(settings: Settings) -> str:

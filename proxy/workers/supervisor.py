@@ -85,7 +85,11 @@ class Supervisor:
         self._exit_code: int | None = None
 
     def run(self) -> int:
-        """Start all workers, and watch until they are to stop and have."""
+        """Start all workers, and watch until they are to stop and have.
+
+        Raises SettingsError for files that can't be used.
+        """
+        check_certificates(self._first)
         self._watch_signals()
         preload(self._first)
         # What stands now is never looked at by the collector again: it stays shared.
@@ -227,12 +231,8 @@ class Supervisor:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
             # A worker that held another's end would hide from it that the supervisor is gone.
             self._selector.close()
-            for end in (
-                ours,
-                self._woken,
-                self._waker,
-                *(w.line.end for w in self._workers.values()),
-            ):
+            others = [worker.line.end for worker in self._workers.values()]
+            for end in (ours, self._woken, self._waker, *others):
                 end.close()
             self._in_worker(seat.number)
             code = run_worker(seat)

@@ -263,6 +263,31 @@ async def test_B54_a_worker_that_is_told_of_a_purge_has_it_in_force_when_that_re
     assert other.generations.current == mark.number
 
 
+async def test_B54_a_purge_that_the_log_does_not_take_is_told_all_the_same(
+    shared: Shared, worker: NewWorker
+) -> None:
+    one, other = await opened(worker()), await opened(worker())
+    told: list[Mark] = []
+
+    async def tell(mark: Mark) -> None:
+        told.append(mark)
+        await other.generations.told(mark)
+
+    one.generations._tell = tell
+    entry = other.stored_now("a")
+    one.log.down = other.log.down = True
+    with pytest.raises(StoreUnavailable):
+        await one.generations.add(A)
+    assert len(told) == 1
+    assert other.verdict(entry) is Verdict.GONE
+
+    one.log.down = other.log.down = False
+    other.generations.heard()
+    await until(lambda: len(shared.marks) == 2)  # each hands in what it owes
+    assert other.verdict(entry) is Verdict.GONE
+    await until(lambda: other.verdict(other.stored_now("a")) is Verdict.LIVE)
+
+
 async def test_B54_a_worker_with_entries_of_its_own_numbers_what_it_is_told_by_itself() -> None:
     told: list[Mark] = []
 
