@@ -16,8 +16,10 @@ TICK_SECONDS: Final = 0.5
 """How often `tick` is to be called."""
 # A worker that starts builds up connections and reads files: so long, at least, nobody is hung.
 START_SECONDS: Final = 30.0
-# One that was told to abort writes down where it hangs; then it is killed.
-_ABORT_TICKS: Final = 2
+# One that hangs is given time to write down where; then it is killed. No signal that would leave a
+# core dump: there are prompts and keys in it.
+SAY_WHERE: Final = signal.SIGUSR2
+_LAST_WORDS_TICKS: Final = 2
 # What a worker does after its grace time: writes what is queued, and lets go of everything.
 _LAST_SECONDS: Final = 4.0
 # A life this long makes up for the deaths before.
@@ -218,8 +220,8 @@ class Roster:
         if place.silent_ticks == allowed + 1:
             silent = f"{allowed * TICK_SECONDS:g} s"
             yield Say(Level.ERROR, f"{place} has not been heard of for {silent}: it is ended")
-            yield Send(place.number, signal.SIGABRT)
-        elif place.silent_ticks > allowed + _ABORT_TICKS:
+            yield Send(place.number, SAY_WHERE)
+        elif place.silent_ticks > allowed + _LAST_WORDS_TICKS:
             yield Send(place.number, signal.SIGKILL)
 
     def _overdue(self, now: float) -> list[Act]:

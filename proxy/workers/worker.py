@@ -16,6 +16,7 @@ from proxy.runtime import Runtime, Settings
 from proxy.workers.accepting import Crowd
 from proxy.workers.link import Link, mark_of, settings_of
 from proxy.workers.messages import Kind, Topic
+from proxy.workers.roster import SAY_WHERE
 from proxy.workers.server import WorkerServer, event_loop, server_config
 
 log = logging.getLogger("magic_proxy")
@@ -39,7 +40,8 @@ class Seat:
 
 def run_worker(seat: Seat) -> int:
     """Serve until told to stop; the exit code."""
-    faulthandler.enable()  # one that hangs is told to say where
+    faulthandler.enable()
+    faulthandler.register(SAY_WHERE)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the supervisor's: a terminal sends it to all
     try:
         with asyncio.Runner(loop_factory=event_loop) as runner:

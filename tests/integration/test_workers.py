@@ -1,6 +1,5 @@
 """`magic-proxy serve --workers N`: one proxy to whoever uses it."""
 
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,6 +14,7 @@ from proxy.standin import RunningStandIn, Script, start_standin
 from tests.integration.contract import chat, metric, metrics
 from tests.integration.processes import json_lines
 from tests.integration.purges import ADMIN, ADMIN_KEY, RULE
+from tests.integration.wire import Wire
 from tests.integration.workers import Workers, gone, start_workers
 from tests.waiting import eventually
 
@@ -231,7 +231,7 @@ def test_B44_a_stop_lets_the_streams_of_all_workers_finish(
 
 def refused(url: str) -> bool:
     try:
-        httpx.get(f"{url}/healthz", timeout=5)
+        httpx.get(f"{url}/readyz", timeout=5)
     except httpx.ConnectError:
         return True
     except httpx.HTTPError:
@@ -239,18 +239,31 @@ def refused(url: str) -> bool:
     return False
 
 
+# A request that holds up the loop of the worker that gets it.
+HANGING = """
+import threading
+from proxy.edge import health
+async def hanging(_):
+    threading.Event().wait()
+health.WATCHED = {**health.WATCHED, b"/healthz": hanging}
+"""
+
+
 def test_a_worker_that_hangs_is_replaced_and_none_outlives_a_killed_supervisor(
     upstream: RunningStandIn, tmp_path: Path
 ) -> None:
     over = {"server": {"worker_timeout_seconds": 2}}
-    with start_workers(tmp_path, upstream.base_url, 2, over) as proxy:
-        hung = proxy.pids[1]
-        os.kill(hung, signal.SIGSTOP)
-
-        proxy.wait_for_line(r"worker 1 \(pid \d+\) has not been heard of for 2 s")
-        eventually(lambda: proxy.pids[1] != hung)
+    with start_workers(tmp_path, upstream.base_url, 2, over, before=HANGING) as proxy:
+        first = proxy.pids
+        with Wire(proxy.url) as wire:
+            wire.request("GET", "/healthz")
+            silent = proxy.wait_for_line(r"worker (\d) \(pid (\d+)\) has not been heard of for 2 s")
+            number, hung = int(silent[1]), int(silent[2])
+            assert first[number] == hung
+            proxy.wait_for_line("in hanging")
+            eventually(lambda: proxy.pids[number] != hung)
         assert gone(hung)
-        assert httpx.get(f"{proxy.url}/healthz").status_code == 200
+        assert httpx.get(f"{proxy.url}/readyz").status_code == 200
 
         proxy.process.kill()
         eventually(lambda: all(gone(pid) for pid in proxy.pids.values()))

@@ -18,8 +18,8 @@ from tests.waiting import eventually
 class Workers(ServedProxy):
     """One `magic-proxy serve --workers N`; it listens when all of them do."""
 
-    def __init__(self, file: Path, count: int, *, env: Mapping[str, str] | None = None) -> None:
-        super().__init__(file, "--workers", str(count), env=env)
+    def __init__(self, file: Path, count: int, *, before: str = "") -> None:
+        super().__init__(file, "--workers", str(count), before=before)
 
     @property
     def pids(self) -> dict[int, int]:
@@ -58,7 +58,12 @@ class Workers(ServedProxy):
 
 
 def start_workers(
-    directory: Path, upstream: str, count: int = 2, over: Mapping[str, Any] | None = None
+    directory: Path,
+    upstream: str,
+    count: int = 2,
+    over: Mapping[str, Any] | None = None,
+    *,
+    before: str = "",
 ) -> Workers:
     """Start workers in front of an upstream, with a disk store of their own."""
     settings: dict[str, Any] = {
@@ -71,7 +76,7 @@ def start_workers(
         settings[section] = {**settings[section], **members} if both else members
     file = directory / "settings.yaml"
     file.write_text(yaml.safe_dump(settings))
-    return Workers(file, count)
+    return Workers(file, count, before=before)
 
 
 def stop_running(pid: int) -> None:

@@ -4,6 +4,7 @@ import signal
 
 from proxy.workers.roster import (
     MOST_FAILED_STARTS,
+    SAY_WHERE,
     START_SECONDS,
     TICK_SECONDS,
     Act,
@@ -122,14 +123,14 @@ def test_a_long_life_is_a_new_beginning() -> None:
     assert watched.ended(1, 1) == [Start(1)]
 
 
-def test_a_worker_that_is_silent_is_told_to_abort_and_then_killed() -> None:
+def test_a_worker_that_is_silent_is_asked_where_it_hangs_and_then_killed() -> None:
     watched = serving()
     acts: list[Act] = []
     for _ in range(int(TIMEOUT / TICK_SECONDS) + 3):
         watched.roster.heard(1)
         acts += watched.tick()
 
-    assert acts == [Send(2, signal.SIGABRT), Send(2, signal.SIGKILL)]
+    assert acts == [Send(2, SAY_WHERE), Send(2, signal.SIGKILL)]
     assert watched.errors == ["worker 2 (pid 102) has not been heard of for 5 s: it is ended"]
     assert watched.ended(2, -9) == [Start(2)]
 
@@ -149,7 +150,7 @@ def test_a_start_may_take_longer_than_a_worker_may_be_silent() -> None:
     for _ in range(int(START_SECONDS / TICK_SECONDS)):
         assert watched.tick() == []
 
-    assert watched.tick() == [Send(1, signal.SIGABRT)]
+    assert watched.tick() == [Send(1, SAY_WHERE)]
 
 
 def test_a_worker_that_fails_at_the_first_start_ends_all_with_its_code() -> None:
