@@ -12,12 +12,12 @@ from typing import Any, Final, TypeAlias
 Labels: TypeAlias = tuple[tuple[str, str], ...]
 """Names and values, in the order of the family."""
 
-# Gauges that are no sums. What all workers share is held once, whoever counts it, and where they
-# differ about a state, each counts: a store is up if it is for all, a key is in the states that
-# any of them has it in.
+# Gauges that are no sums, by how their names end. Where workers differ about a state, each
+# counts: a store is up if it is for all, a key or circuit is in every state that any has it in.
 _GAUGES: Final[Mapping[str, Callable[[float, float], float]]] = MappingProxyType(
-    {"magic_proxy_store_up": min, "magic_proxy_upstream_key_state": max}
+    {"up": min, "state": max}
 )
+# What all workers share is held once, whoever counts it.
 _HELD: Final = frozenset({"magic_proxy_store_entries", "magic_proxy_store_bytes"})
 _PER_WORKER: Final = (("store", "memory"),)
 
@@ -91,5 +91,5 @@ def _joined(family: Family, labels: Labels, one: float, other: float) -> float:
         return one + other
     if family.name in _HELD and labels != _PER_WORKER:
         return max(one, other)
-    join = _GAUGES.get(family.name)
+    join = _GAUGES.get(family.name.rpartition("_")[2])
     return one + other if join is None else join(one, other)
