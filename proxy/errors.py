@@ -13,6 +13,7 @@ ProxyError
 │   └── NotAuthenticated         401  no, or no known, client credential or admin key
 ├── NotCached                    504  `only-if-cached` and no entry
 ├── CutOff                       503  a reader fell too far behind; its answer breaks off
+├── WorkersSilent                503  not all workers could be asked for what they counted
 ├── PurgeIncomplete              503  a purge that not everybody knows of, or that was not counted
 ├── UpstreamError                502  the upstream gave no usable answer
 │   ├── UpstreamFailing          502  it answered that it fails, and there is a stale entry instead
@@ -149,6 +150,13 @@ class CutOff(ProxyError):
 
     status = 503
     code = "client_too_slow"
+
+
+class WorkersSilent(ProxyError):
+    """What only all workers together know could not be found out."""
+
+    status = 503
+    code = "workers_silent"
 
 
 class PurgeIncomplete(ProxyError):

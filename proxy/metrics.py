@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 
 from proxy.core.breaker import CircuitState
 from proxy.core.entry import Usage
+from proxy.core.families import Family
 from proxy.core.outcome import Outcome, XCache
 from proxy.core.shares import spared_usage
 from proxy.stores.base import StoreStats
@@ -194,6 +195,21 @@ class Metrics:
         """The text format of Prometheus."""
         return generate_latest(self.registry)
 
+    def families(self) -> list[Family]:
+        """The same as values."""
+        return [
+            Family(
+                metric.name,
+                metric.type,
+                metric.documentation,
+                {
+                    (sample.name, tuple(sample.labels.items())): sample.value
+                    for sample in metric.samples
+                },
+            )
+            for metric in self.registry.collect()
+        ]
+
     def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
         return Counter(name, documentation, labels, registry=self.registry)
 
@@ -250,6 +266,20 @@ class _Scraped(Collector):
     def describe(self) -> Iterable[Metric]:
         """Nothing in advance: a registry would otherwise scrape at registration."""
         return ()
+
+
+def rendered(families: Iterable[Family]) -> bytes:
+    """Families in the text format of Prometheus."""
+    registry = CollectorRegistry()
+    registry.register(_Scraped(lambda: map(_metric, families)))
+    return generate_latest(registry)
+
+
+def _metric(family: Family) -> Metric:
+    metric = Metric(family.name, family.documentation, family.kind)
+    for (name, labels), value in family.samples.items():
+        metric.add_sample(name, dict(labels), value)
+    return metric
 
 
 def store_metrics(reports: Iterable[StoreReport]) -> Iterable[Metric]:

@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 import io
 import logging
+import select
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import BinaryIO
 
@@ -21,6 +22,8 @@ _FLUSH_SECONDS = 0.1
 _CLOSE_SECONDS = 2.0
 _MAX_LINES = 50_000
 _SHOWN_CHARACTERS = 200
+# What a pipe takes whole, where the system says so; everywhere it is 512 at least.
+_PIPE_BYTES = getattr(select, "PIPE_BUF", 512)
 
 
 class RequestLog:
@@ -29,6 +32,8 @@ class RequestLog:
     What is not known of a request is left out. When the reader of the stream stalls, lines beyond
     `_MAX_LINES` are dropped and their number is written once it reads again. When it is gone,
     lines are lost. `stream` is best without a buffer: at exit, Python waits for a buffer's lock.
+    With `shared`, other processes write to it too: then lines go out in pieces that a pipe takes
+    whole or not at all, so that no line is torn by another's.
     """
 
     def __init__(
@@ -37,8 +42,10 @@ class RequestLog:
         clock: Clock,
         *,
         close_seconds: float = _CLOSE_SECONDS,
+        shared: bool = False,
     ) -> None:
         self._stream = stream
+        self._shared = shared
         self._clock = clock
         self._close_seconds = close_seconds
         self._writing = threading.Lock()
@@ -71,7 +78,8 @@ class RequestLog:
             if not lines:
                 return
             try:
-                self._write(b"".join(lines))
+                for piece in _pieces(lines) if self._shared else (b"".join(lines),):
+                    self._write(piece)
             except (OSError, ValueError) as error:  # ValueError: the stream was closed
                 if self._works:
                     log.warning("the request log can't be written: %s", error)
@@ -141,6 +149,17 @@ class RequestLog:
         if not outcome.complete:
             members["complete"] = False
         return members
+
+
+def _pieces(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Whole lines, as many at once as a pipe takes in one go."""
+    piece = bytearray()
+    for line in lines:
+        if piece and len(piece) + len(line) > _PIPE_BYTES:
+            yield bytes(piece)
+            piece.clear()
+        piece += line
+    yield bytes(piece)
 
 
 async def _in_daemon_thread(work: Callable[[], None]) -> None:

@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from proxy.cli.serve import server_config
 from proxy.clock import Clock, SystemClock
 from proxy.edge.app import create_app
 from proxy.settings.models import Settings
 from proxy.standin import Pace, StandIn, serve_in_thread, start_standin
+from proxy.workers.server import server_config
 
 if TYPE_CHECKING:
     from openai import OpenAI

@@ -12,12 +12,14 @@ class JsonLines(logging.Formatter):
     """Time, level, logger and message; a traceback where there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line = {
+        line: dict[str, str | int] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
         }
+        if (worker := getattr(record, "worker", None)) is not None:
+            line["worker"] = worker
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return orjson.dumps(line).decode()
@@ -37,6 +39,17 @@ def expected_break(record: logging.LogRecord) -> bool:
     """
     cancelled = record.exc_info is not None and record.exc_info[0] is asyncio.CancelledError
     return not cancelled and "without completing response" not in str(record.msg)
+
+
+def name_worker(number: int) -> None:
+    """Have every line of this process say which worker wrote it."""
+
+    def name(record: logging.LogRecord) -> bool:
+        record.worker = number
+        return True
+
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(name)
 
 
 def configure_logging(level: str) -> None:

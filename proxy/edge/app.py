@@ -1,25 +1,18 @@
-"""The application: a lean path for the API, FastAPI for what watches and steers the process."""
+"""The application: a lean path for the API and what watches it, FastAPI for what steers it."""
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 
-from fastapi import FastAPI
-
-from proxy import __version__
 from proxy.clock import Clock
 from proxy.core.wire import Endpoint
-from proxy.edge.admin import admin_routes
-from proxy.edge.asgi import Message, Receive, Scope, Send
-from proxy.edge.errors import install_error_shape, internal_error
-from proxy.edge.health import health_routes
+from proxy.edge.asgi import ASGIApp, Message, Receive, Scope, Send
+from proxy.edge.health import WATCHED, send_watched
 from proxy.edge.hotpath import HotTable
 from proxy.edge.openai import API_ROOT, CACHED, CachedEndpoint
 from proxy.edge.passthrough import ENDPOINT, PassThrough
-from proxy.edge.purge_routes import purge_routes
-from proxy.edge.responses import early_error, send_answer
-from proxy.runtime import Runtime, Settings
+from proxy.edge.responses import early_error, internal_error, send_answer
+from proxy.runtime import Peers, Runtime, Settings
 
 log = logging.getLogger("magic_proxy.edge")
 
@@ -32,16 +25,23 @@ class Edge:
         self.hot = HotTable(runtime, runtime.hot_path_bytes) if runtime.hot_path_bytes else None
         self._cached = CachedEndpoint(runtime, self.hot)
         self._passthrough = PassThrough(runtime)
-        self._framework = _framework_app(runtime)
+        self._framework: ASGIApp | None = None
+        self._loading = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Dispatch one request, or one lifespan."""
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+            return
         if scope["type"] != "http":
-            await self._framework(scope, receive, send)
+            await send({"type": "websocket.close"})
             return
         path: bytes = scope["raw_path"]
         if not path.startswith(API_ROOT + b"/"):
-            await self._framework(scope, receive, send)
+            if path in WATCHED:
+                await send_watched(self.runtime, scope, send)
+            else:
+                await (await self._loaded())(scope, receive, send)
             return
         started = _StartWatch(send)
         endpoint = CACHED.get(path) if scope["method"] == "POST" else None
@@ -54,6 +54,22 @@ class Edge:
         except Exception:  # boundary: a fault of this program must not show its inside to a client
             log.exception("a request failed unexpectedly")
             await self._failed(endpoint, started)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        """The lifespan: start the runtime, and stop it in the end."""
+        await receive()
+        await self.runtime.start()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self.runtime.stop()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _loaded(self) -> ASGIApp:
+        """The framework's application; importing it must not hold up the loop."""
+        async with self._loading:
+            if self._framework is None:
+                self._framework = await asyncio.to_thread(_framework_app, self.runtime)
+            return self._framework
 
     async def _failed(self, endpoint: Endpoint | None, send: "_StartWatch") -> None:
         """Tell a fault, and answer for it where no answer has begun."""
@@ -82,30 +98,14 @@ class _StartWatch:
         await self._send(message)
 
 
-def _framework_app(runtime: Runtime) -> FastAPI:
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await runtime.start()
-        try:
-            yield
-        finally:
-            await runtime.stop()
+def _framework_app(runtime: Runtime) -> ASGIApp:
+    from proxy.edge.framework import framework_app  # noqa: PLC0415  # it says why
 
-    app = FastAPI(
-        title="magic-proxy",
-        version=__version__,
-        lifespan=lifespan,
-        openapi_url=None,
-        docs_url=None,
-        redoc_url=None,
-    )
-    app.include_router(health_routes(runtime))
-    app.include_router(admin_routes(runtime))
-    app.include_router(purge_routes(runtime))
-    install_error_shape(app)
-    return app
+    return framework_app(runtime)
 
 
-def create_app(settings: Settings, *, clock: Clock | None = None) -> Edge:
+def create_app(
+    settings: Settings, *, clock: Clock | None = None, peers: Peers | None = None
+) -> Edge:
     """The ASGI application for some settings; its lifespan starts and stops the runtime."""
-    return Edge(Runtime(settings, clock=clock))
+    return Edge(Runtime(settings, clock=clock, peers=peers))

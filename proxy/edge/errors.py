@@ -6,12 +6,8 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
+from proxy.edge.responses import internal_error
 from proxy.errors import MethodNotAllowed, ProxyError, UnknownRoute
-
-
-def internal_error() -> ProxyError:
-    """A fault of this program, told without its inside."""
-    return ProxyError("The proxy failed to answer this request.", code="internal_error")
 
 
 def install_error_shape(app: FastAPI) -> None:

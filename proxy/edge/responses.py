@@ -55,6 +55,11 @@ async def send_stream(status: int, headers: HeaderList, body: BodyStream, send: 
         return True
 
 
+def internal_error() -> ProxyError:
+    """A fault of this program, told without its inside."""
+    return ProxyError("The proxy failed to answer this request.", code="internal_error")
+
+
 def early_error(error: ProxyError, *, endpoint: str, request_id: str) -> tuple[Answer, Outcome]:
     """The answer to a request that never reached the engine, and the outcome that it tells."""
     outcome = Outcome(

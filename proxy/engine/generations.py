@@ -8,7 +8,7 @@ a purge stamps too small a number, so that its entries are purged too much, neve
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from proxy.clock import Clock
@@ -33,7 +33,8 @@ class Generations:
 
     Where the log does not take a purge, it is in force here at once, for all that fits it, until
     the log has taken it. Where the log could not be read at the start, what was stored before is
-    not served until it could. `poll_seconds` may be changed at any time.
+    not served until it could. `poll_seconds` may be changed at any time. `tell` has the purges of
+    this worker in force in those beside it, at once.
     """
 
     def __init__(
@@ -44,12 +45,14 @@ class Generations:
         observer: StorageObserver,
         *,
         poll_seconds: float = 5.0,
+        tell: Callable[[Mark], Awaitable[None]] | None = None,
     ) -> None:
         self._log = log
         self._clock = clock
         self._tasks = tasks
         self._observer = observer
         self.poll_seconds = poll_seconds
+        self._tell = tell
         self.changes = 0
         """Grows with every change of the marks: what was found LIVE before has to be asked anew."""
         self._marks = Marks()
@@ -57,6 +60,7 @@ class Generations:
         self._blind = False  # the purges could not be read yet
         self._unnumbered: Marks | None = None  # what is owed, or not known
         self._news = asyncio.Event()
+        self._one_reader = asyncio.Lock()
         self._running: list[asyncio.Task[None]] = []
 
     @property
@@ -99,6 +103,15 @@ class Generations:
             raise outcome
         return outcome
 
+    async def told(self, mark: Mark) -> None:
+        """Have in force what a worker beside this one purged, when this returns."""
+        if self._log.hearing is Hearing.ALONE:  # each has entries, and marks, of its own
+            await self._number(mark)
+        elif mark.number == _UNNUMBERED:
+            self._owe(mark, "told by a worker")
+        else:
+            await self._read()
+
     def heard(self) -> None:
         """Others may have added marks: read soon; many calls are one reading."""
         self._news.set()
@@ -131,6 +144,10 @@ class Generations:
 
     async def _read(self) -> bool:
         """Take what is new, and give the log what it lacks; False where it did not answer."""
+        async with self._one_reader:
+            return await self._read_alone()
+
+    async def _read_alone(self) -> bool:
         try:
             reading = await self._log.read(self.current)
             if reading is not None:
@@ -162,13 +179,16 @@ class Generations:
             await self._log.keep(lost)
 
     async def _add(self, mark: Mark) -> Mark | StoreUnavailable:
+        outcome: Mark | StoreUnavailable
         try:
-            added = await self._number(mark)
+            outcome = mark = await self._number(mark)
         except StoreUnavailable as error:
             self._observer.store_failed("purge")
             self._owe(mark, error)
-            return error
-        return added
+            outcome = error
+        if self._tell is not None:
+            await self._tell(mark)
+        return outcome
 
     async def _number(self, mark: Mark) -> Mark:
         added = await self._log.add(
@@ -177,9 +197,9 @@ class Generations:
         await self._take([added])
         return added
 
-    def _owe(self, mark: Mark, error: StoreUnavailable) -> None:
+    def _owe(self, mark: Mark, why: object) -> None:
         if not self._owed:
-            log.warning("a purge is in force here alone, until its log takes it (%s)", error)
+            log.warning("a purge is in force here alone, until its log takes it (%s)", why)
         if mark not in self._owed:
             self._owed.append(mark)
         if len(self._owed) > _MOST_OWED:

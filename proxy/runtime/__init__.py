@@ -1,7 +1,8 @@
 """The composition root: the one place that names concrete classes and reads settings."""
 
+from proxy.runtime.peers import Peers
 from proxy.runtime.runtime import Runtime
 from proxy.runtime.snapshot import Snapshot
 from proxy.settings.models import Settings
 
-__all__ = ["Runtime", "Settings", "Snapshot"]
+__all__ = ["Peers", "Runtime", "Settings", "Snapshot"]

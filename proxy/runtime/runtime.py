@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, BinaryIO
 from prometheus_client.metrics_core import Metric
 
 from proxy.clock import Clock, SystemClock
+from proxy.core.families import Family, merged
 from proxy.core.outcome import Outcome
+from proxy.core.selectors import Mark
 from proxy.core.variants import Turns
 from proxy.core.wire import JsonValue
 from proxy.engine.base import Observer
@@ -34,6 +36,7 @@ from proxy.metrics import (
     counter,
     gauge,
     key_metrics,
+    rendered,
     store_metrics,
 )
 from proxy.request_log import RequestLog
@@ -49,6 +52,7 @@ from proxy.runtime.build import (
 )
 from proxy.runtime.certificates import check_certificates
 from proxy.runtime.key_states import KeyStates, key_report
+from proxy.runtime.peers import Peers
 from proxy.runtime.request_ids import RequestIds
 from proxy.runtime.sharing import build_shared
 from proxy.runtime.snapshot import Snapshot
@@ -63,8 +67,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("magic_proxy")
 
-# What a reload can't change, because it is held for the life of the process.
-_FIXED_SECTIONS = ("server", "store", "prices")
 # What requests that were cancelled, and writes that are queued, get at the stop.
 _LAST_SECONDS = 3.0
 
@@ -84,10 +86,14 @@ class Runtime:
     """Everything that lives as long as the process. Start and stop it inside one event loop.
 
     Raises `SettingsError` for settings that name files which can't be used, here and in `reload`.
+    `peers` are the workers that serve beside this one.
     """
 
-    def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
+    def __init__(
+        self, settings: Settings, *, clock: Clock | None = None, peers: Peers | None = None
+    ) -> None:
         check_certificates(settings)
+        self._peers = peers
         self.clock = clock or SystemClock()
         self.tasks = TaskGroup()
         self.serving = False
@@ -101,7 +107,7 @@ class Runtime:
         self._request_log: RequestLog | None = None
         observers: list[Observer] = [self.metrics]
         if settings.server.access_log:
-            self._request_log = RequestLog(_standard_output(), self.clock)
+            self._request_log = RequestLog(_standard_output(), self.clock, shared=peers is not None)
             observers.append(self._request_log)
         self._observer = _Observers(tuple(observers))
         self._writes: WriteBehind | None = None
@@ -163,18 +169,11 @@ class Runtime:
     def reload(self, settings: Settings) -> None:
         """Put new settings in force for the requests that begin from now on."""
         check_certificates(settings)
-        for section in _FIXED_SECTIONS:
-            if getattr(settings, section) != getattr(self._settings, section):
-                log.warning("the changes under %r take effect at the next start", section)
-        if settings.cache_settings.key_prefix != self._key_prefix:
-            # Leases and purges of all who share the store stand under it.
-            log.warning("the change of 'cache_settings.key_prefix' takes effect at the next start")
         if self._lasting is not None:
             self._lasting.generations.poll_seconds = settings.cache_settings.purge_poll_seconds
         self._latest = settings
         if self._lasting is not None:  # else the start puts them in force
             self._put_in_force(settings)
-        log.info("settings reloaded")
 
     async def stop(self) -> None:
         """Write what is queued, within a few seconds, and let go of everything."""
@@ -213,9 +212,21 @@ class Runtime:
         return key_report(states, self.clock.wall())
 
     async def exposition(self) -> bytes:
-        """The metrics, with what the tiers hold now."""
+        """The metrics of all workers, with what the tiers hold now. Raises WorkersSilent."""
+        if self._peers is None:
+            self._reports = await self.store_reports()
+            return self.metrics.exposition()
+        return rendered(merged(await self._peers.metrics(await self.families())))
+
+    async def families(self) -> list[Family]:
+        """The metrics of this worker, as values."""
         self._reports = await self.store_reports()
-        return self.metrics.exposition()
+        return self.metrics.families()
+
+    async def purged_elsewhere(self, mark: Mark) -> None:
+        """Have in force what another worker purged."""
+        if self._lasting is not None:  # else the start reads it
+            await self._lasting.generations.told(mark)
 
     async def _last(self, writes: WriteBehind, dictionaries: Dictionaries) -> Lasting:
         """What all configurations of this process share."""
@@ -226,6 +237,7 @@ class Runtime:
             self._background,
             self.metrics,
             poll_seconds=self._settings.cache_settings.purge_poll_seconds,
+            tell=self._peers.purged if self._peers is not None else None,
         )
         await generations.open()
         self._keys.open(self._latest)

@@ -9,7 +9,7 @@ from proxy.settings.checks import is_loopback
 from proxy.settings.clients import OPEN
 from proxy.settings.document import Loc, Place, path_text
 from proxy.settings.lint_rules import Code, Remark, Severity, rule_remarks
-from proxy.settings.models import Settings, UnlistedModels
+from proxy.settings.models import Settings, Tier, UnlistedModels
 
 __all__ = ["Code", "Finding", "Severity", "lint"]
 
@@ -42,7 +42,12 @@ class _Scope(StrEnum):
 def lint(settings: Settings, place_of: Callable[[Loc], Place]) -> list[Finding]:
     """All remarks, in file order."""
     findings = []
-    for remark in (*rule_remarks(settings), *_upstreams(settings), *_models(settings)):
+    for remark in (
+        *rule_remarks(settings),
+        *_upstreams(settings),
+        *_models(settings),
+        *_workers(settings),
+    ):
         place = place_of(remark.loc)
         findings.append(
             Finding(
@@ -93,6 +98,17 @@ def _upstreams(settings: Settings) -> Iterator[Remark]:
                 ("upstreams", name, "base_url"),
                 "the keys travel without encryption",
             )
+
+
+def _workers(settings: Settings) -> Iterator[Remark]:
+    if settings.server.workers != 1 and settings.store.resolved_tiers == (Tier.MEMORY,):
+        yield Remark(
+            Severity.NOTE,
+            Code.SEPARATE_MEMORIES,
+            ("store",),
+            "each of the workers has a cache of its own, to be filled by itself: add a tier that "
+            "they share, `disk` or `redis`",
+        )
 
 
 def _main_is_used(settings: Settings) -> bool:

@@ -41,6 +41,7 @@ class Code(StrEnum):
     UNVERIFIED_TLS = "unverified-tls"  # certificates are not checked
     CREDENTIAL_TO_FALLBACK = "credential-to-fallback"  # a client's key goes to another provider
     KEYS_IN_CLEAR = "keys-in-clear"  # keys over plain HTTP
+    SEPARATE_MEMORIES = "separate-memories"  # several workers, and no store that they share
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """`server`: where the proxy listens, and how it starts and stops."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field
 
@@ -17,12 +17,40 @@ class LogLevel(StrEnum):
     ERROR = "error"  # what does not work
 
 
+AUTO: Final = "auto"
+_MOST_WORKERS: Final = 256
+
+
+def _workers(value: Any) -> Any:
+    if value == AUTO:
+        return value
+    number = int(value) if isinstance(value, str) and value.isdecimal() else value
+    if isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= _MOST_WORKERS:
+        return number
+    raise ValueError(f"must be a whole number from 1 to {_MOST_WORKERS}, or `{AUTO}`")
+
+
+Workers: TypeAlias = Annotated[
+    # The bounds are for the JSON Schema; it is the function that tells of both alternatives.
+    Annotated[int, Field(ge=1, le=_MOST_WORKERS)] | Literal["auto"],
+    BeforeValidator(_workers),
+]
+
+
 class ServerSettings(Section):
     """Where the proxy listens, and how it starts and stops."""
 
     host: Text = Field(default="127.0.0.1", description="Address to listen on.")
     port: Annotated[int, Field(ge=0, le=65535), NotBool] = Field(
         default=8080, description="Port to listen on; 0 takes a free one."
+    )
+    workers: Workers = Field(
+        default=1,
+        description="How many processes serve; `auto` is one for each core that this one may use.",
+    )
+    worker_timeout_seconds: Annotated[float, Field(ge=2, allow_inf_nan=False), NotBool] = Field(
+        default=30.0,
+        description="A worker whose event loop stands still for so long is ended and replaced.",
     )
     max_body_bytes: Bytes = Field(
         default=20 * 1024 * 1024,

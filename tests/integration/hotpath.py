@@ -11,13 +11,13 @@ from typing import Any, Self, TypeVar
 import orjson
 import yaml
 
-from proxy.cli.serve import server_config
 from proxy.clock import Clock
 from proxy.edge.app import Edge, create_app
 from proxy.edge.hotpath import ProxyProtocol
 from proxy.settings.load import load_settings
 from proxy.settings.models import Settings
 from proxy.standin import RunningServer, serve_in_thread
+from proxy.workers.server import server_config
 from tests.fakes import FakeClock
 from tests.integration.contract import chat, metrics
 from tests.integration.processes import ServedProxy

@@ -21,13 +21,20 @@ ENTRY = (sys.executable, "-c", "from proxy.cli.main import main; main()")
 class ServedProxy:
     """One `magic-proxy serve`, with all that it writes kept line by line."""
 
-    def __init__(self, file: Path, *arguments: str, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        file: Path,
+        *arguments: str,
+        env: Mapping[str, str] | None = None,
+        before: str = "",
+    ) -> None:
+        """`before` is what the process runs first, to put a fault into it."""
         self.file = file
         self.out: list[str] = []
         self.err: list[str] = []
         self._changed = threading.Condition()
         self.process = subprocess.Popen(
-            [*ENTRY, "serve", "--config", str(file), *arguments],
+            [*ENTRY[:2], before + ENTRY[2], "serve", "--config", str(file), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

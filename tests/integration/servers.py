@@ -7,10 +7,10 @@ from typing import Any
 
 import yaml
 
-from proxy.cli.serve import server_config
 from proxy.edge.app import create_app
 from proxy.settings.load import load_settings
 from proxy.standin import RunningServer, serve_in_thread
+from proxy.workers.server import server_config
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import pytest
 from proxy.engine.base import Answer
 from proxy.engine.plan import Plan
 from proxy.runtime import Runtime, Settings
+from proxy.runtime.fixed import fixed_changes
 from proxy.settings.load import load_settings
 from proxy.standin import RunningStandIn, Script
 from tests.unit.engine.kit import call
@@ -39,17 +40,21 @@ async def test_B74_settings_read_again_during_the_start_are_in_force_after_it(
         await runtime.stop()
 
 
-async def test_B74_the_prefix_of_keys_is_that_of_the_start_and_a_change_is_warned_of(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+async def test_B74_the_prefix_of_keys_is_that_of_the_start_and_a_change_is_told(
+    tmp_path: Path,
 ) -> None:
-    runtime = Runtime(_settings(tmp_path, "first", expose_key=False))
+    first = _settings(tmp_path, "first", expose_key=False)
+    second = _settings(tmp_path, "second", expose_key=True)
+    runtime = Runtime(first)
     await runtime.start()
     try:
-        runtime.reload(_settings(tmp_path, "second", expose_key=True))
+        runtime.reload(second)
         assert runtime.snapshot.service._policy.key_prefix == "first:"
         assert runtime.snapshot.key_prefix == "first:", "purges find what is stored"
         assert runtime.snapshot.service._policy.expose_key
-        assert "'cache_settings.key_prefix' takes effect at the next start" in caplog.text
+        assert fixed_changes(first, second) == [
+            "the change of 'cache_settings.key_prefix' takes effect at the next start"
+        ]
     finally:
         await runtime.stop()
 

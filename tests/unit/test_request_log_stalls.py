@@ -4,6 +4,7 @@ import asyncio
 import io
 import logging
 import os
+import select
 
 import orjson
 import pytest
@@ -46,3 +47,21 @@ async def test_a_reader_that_is_gone_costs_lines_and_one_warning(
     assert [record.getMessage() for record in caplog.records] == [
         "the request log can't be written: [Errno 32] Broken pipe"
     ]
+
+
+def test_lines_of_processes_that_share_a_pipe_are_never_torn() -> None:
+    written: list[bytes] = []
+
+    class Pipe(io.RawIOBase):
+        def write(self, piece: object) -> int:
+            written.append(bytes(piece))  # type: ignore[call-overload]  # a memoryview
+            return len(written[-1])
+
+    log = RequestLog(Pipe(), FakeClock(), shared=True)
+    for _ in range(500):
+        log.told(OUTCOME)
+    log.flush()
+
+    assert all(len(piece) <= select.PIPE_BUF and piece.endswith(b"\n") for piece in written)
+    assert len(b"".join(written).splitlines()) == 500
+    assert len(written) < 100, "as many as fit go at once"

@@ -248,6 +248,71 @@ async def test_B54_clocks_that_differ_make_no_difference(
     await until(lambda: one.verdict(again) is Verdict.GONE)
 
 
+async def test_B54_a_worker_that_is_told_of_a_purge_has_it_in_force_when_that_returns(
+    shared: Shared, worker: NewWorker
+) -> None:
+    one, other = await opened(worker(Hearing.UNTOLD)), await opened(worker(Hearing.UNTOLD))
+    entry = other.stored_now("a")
+    shared.deaf = True
+    mark = await one.generations.add(A)
+    assert other.verdict(entry) is Verdict.LIVE
+
+    await other.generations.told(mark)
+
+    assert other.verdict(entry) is Verdict.GONE
+    assert other.generations.current == mark.number
+
+
+async def test_B54_a_purge_that_the_log_does_not_take_is_told_all_the_same(
+    shared: Shared, worker: NewWorker
+) -> None:
+    one, other = await opened(worker()), await opened(worker())
+    told: list[Mark] = []
+
+    async def tell(mark: Mark) -> None:
+        told.append(mark)
+        await other.generations.told(mark)
+
+    one.generations._tell = tell
+    entry = other.stored_now("a")
+    one.log.down = other.log.down = True
+    with pytest.raises(StoreUnavailable):
+        await one.generations.add(A)
+    assert len(told) == 1
+    assert other.verdict(entry) is Verdict.GONE
+
+    one.log.down = other.log.down = False
+    other.generations.heard()
+    await until(lambda: len(shared.marks) == 2)  # each hands in what it owes
+    assert other.verdict(entry) is Verdict.GONE
+    await until(lambda: other.verdict(other.stored_now("a")) is Verdict.LIVE)
+
+
+async def test_B54_a_worker_with_entries_of_its_own_numbers_what_it_is_told_by_itself() -> None:
+    told: list[Mark] = []
+
+    async def tell(mark: Mark) -> None:
+        told.append(mark)
+
+    clock, tasks = SteppedClock(1_800_000_000.0), TaskGroup()
+    one = Generations(LocalMarkLog(clock), clock, tasks, Witness(), tell=tell)
+    other = Generations(LocalMarkLog(clock), clock, tasks, Witness())
+    for each in (one, other):
+        await each.open()
+    for _ in range(3):  # its numbers are ahead of the other's
+        await other.add(B)
+    mark = await one.add(A, soft=True)
+    assert told == [mark]
+
+    before = other.current
+    await other.told(mark)
+
+    assert other.current > max(before, mark.number)
+    assert told == [mark], "what one is told is not told on"
+    for each in (one, other):
+        await each.close()
+
+
 async def test_B54_what_was_purged_meanwhile_is_known_after_own_purges(
     shared: Shared, worker: NewWorker
 ) -> None:

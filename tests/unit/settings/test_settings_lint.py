@@ -61,6 +61,9 @@ TABLE = [
     pytest.param("default_upstream: a\nupstreams: {a: {base_url: https://a}, b: {base_url: https://b}}\nmodels: {x: {upstream: a, content_policy_fallbacks: [y]}, y: {upstream: b}}\n", [("credential-to-fallback", "warning", "models.x.content_policy_fallbacks[0]", "the client's own key is sent to `b`")], id="credential-to-special-fallback"),
     pytest.param("clients: open\nupstreams: {a: {base_url: http://a, api_keys: [k]}}\n", [("keys-in-clear", "note", "upstreams.a.base_url", "encryption")], id="keys-in-clear"),
     pytest.param("clients: open\nupstreams: {a: {base_url: 'http://127.0.0.1:1', api_keys: [k]}}\n", [], id="keys-on-loopback"),
+    pytest.param("server: {workers: 2}\nstore: memory\n", [("separate-memories", "note", "store", "`disk` or `redis`")], id="separate-memories"),
+    pytest.param("server: {workers: auto}\n", [], id="workers-on-one-disk"),
+    pytest.param("store: memory\n", [], id="one-memory"),
     pytest.param("", [], id="defaults"),
 ]  # fmt: skip
 
