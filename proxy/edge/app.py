@@ -11,10 +11,11 @@ from proxy import __version__
 from proxy.clock import Clock
 from proxy.core.wire import Endpoint
 from proxy.edge.admin import admin_routes
+from proxy.edge.admission import Admission
 from proxy.edge.asgi import Message, Receive, Scope, Send
+from proxy.edge.direct import Direct
 from proxy.edge.errors import install_error_shape, internal_error
 from proxy.edge.health import health_routes
-from proxy.edge.hotpath import HotTable
 from proxy.edge.openai import API_ROOT, CACHED, CachedEndpoint
 from proxy.edge.passthrough import ENDPOINT, PassThrough
 from proxy.edge.purge_routes import purge_routes
@@ -29,8 +30,10 @@ class Edge:
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
-        self.hot = HotTable(runtime, runtime.hot_path_bytes) if runtime.hot_path_bytes else None
-        self._cached = CachedEndpoint(runtime, self.hot)
+        admission = Admission()
+        most, longest = runtime.hot_path_bytes, runtime.hot_path_request_bytes
+        self.direct = Direct(runtime, admission, most, longest) if most else None
+        self._cached = CachedEndpoint(runtime, admission, self.direct)
         self._passthrough = PassThrough(runtime)
         self._framework = _framework_app(runtime)
 

@@ -63,6 +63,8 @@ log = logging.getLogger("magic_proxy")
 
 # What a reload can't change, because it is held for the life of the process.
 _FIXED_SECTIONS = ("server", "store", "prices")
+# Of the memory for the hot path, the part for entries as they were decoded: 1/4.
+_READY_SHARE = 4
 # What requests that were cancelled, and writes that are queued, get at the stop.
 _LAST_SECONDS = 3.0
 
@@ -76,6 +78,10 @@ class _Observers:
     def told(self, outcome: Outcome) -> None:
         for observer in self.observers:
             observer.told(outcome)
+
+    def told_again(self, outcome: Outcome, request_id: str) -> None:
+        for observer in self.observers:
+            observer.told_again(outcome, request_id)
 
 
 class Runtime:
@@ -134,6 +140,11 @@ class Runtime:
     def hot_path_bytes(self) -> int:
         """How many bytes the hot path may hold; 0 is none of it."""
         return self._settings.server.hot_path_bytes
+
+    @property
+    def hot_path_request_bytes(self) -> int:
+        """The longest request that the hot path takes, its head included."""
+        return self._settings.server.hot_path_request_bytes
 
     async def start(self) -> None:
         """Open the store, begin to write and to log; a store that is down does not keep it up."""
@@ -228,6 +239,7 @@ class Runtime:
             self._background,
             self.metrics,
             dictionaries,
+            ready_bytes=self.hot_path_bytes // _READY_SHARE,
         )
         flights = Flights(
             entries, generations, self.clock, self._flying, self.metrics, self._shared.coalescer
