@@ -49,12 +49,17 @@ demo: dev ## Show MISS and HIT offline, with a stand-in for the API
 
 # ---- checks and tests ----
 
-.PHONY: test check bench
+.PHONY: test test-cold check bench
 # Runs the checks first, so that pytest's own closing line is the last line.
 test: dev ## All checks, then all tests
 	@scripts/ensure-redis.sh
 	@$(MAKE) check
 	@$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
+# The hits of all kinds of clients; with PYTEST_ARGS="" the whole suite.
+test-cold: PYTEST_ARGS = tests/integration -k "sdk or contract or client_control or freshness or purge or variants"
+test-cold: dev ## What clients see of hits, with the hot path switched off
+	@HOT_PATH=off $(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 check: dev ## Lint, formatting, types, import layers, Dockerfile, compose and settings files
 	@echo "== ruff check";      $(BIN)/ruff check --quiet .

@@ -4,8 +4,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client import CollectorRegistry, Counter
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+)
 from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -15,6 +19,7 @@ from proxy.core.entry import Usage
 from proxy.core.families import Family
 from proxy.core.outcome import Outcome, XCache
 from proxy.core.shares import spared_usage
+from proxy.core.tally import Durations, Spending
 from proxy.stores.base import StoreStats
 from proxy.upstream.pooled_key import KeyState, KeyStatus
 
@@ -23,6 +28,7 @@ _BUCKETS = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
     1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0,
 )  # fmt: skip
+_BOUNDS = (*map(str, _BUCKETS), "+Inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +61,10 @@ class Metrics:
     def __init__(self, prices: Mapping[str, Price]) -> None:
         self.registry = CollectorRegistry()
         self._prices = tuple(prices.items())
-        self._requests = self._counter(
-            "magic_proxy_requests", "Requests answered.", "endpoint", "outcome"
-        )
-        self._seconds = Histogram(
-            "magic_proxy_request_seconds",
-            "Time from the request's last byte to the answer's last byte.",
-            ("endpoint", "outcome"),
-            buckets=_BUCKETS,
-            registry=self.registry,
-        )
+        # What every request is counted in, a scrape renders; each of these is told rarely enough.
+        self._durations: dict[tuple[str, XCache], Durations] = {}
+        self._billed, self._saved = Spending(), Spending()
+        self.add_collector(self._told)
         self._items = self._counter(
             "magic_proxy_embedding_items", "Inputs of batches of embeddings.", "result"
         )
@@ -74,20 +74,6 @@ class Metrics:
         self._miss = self._counter("magic_proxy_miss", "Look-ups that were no hit.", "reason")
         self._not_stored = self._counter(
             "magic_proxy_not_stored", "Answers that were not stored.", "reason"
-        )
-        self._tokens = self._counter(
-            "magic_proxy_tokens",
-            "Tokens that upstreams billed, and that hits saved.",
-            "kind",
-            "direction",
-        )
-        # Bound once: looking a child up by its labels costs more than counting.
-        self._billed, self._saved = (
-            (self._tokens.labels(kind, "prompt"), self._tokens.labels(kind, "completion"))
-            for kind in ("billed", "saved")
-        )
-        self._cost = self._counter(
-            "magic_proxy_cost", "Cost billed and saved, for models with a price.", "kind"
         )
         self._incomplete = self._counter(
             "magic_proxy_incomplete_answers",
@@ -137,18 +123,14 @@ class Metrics:
         self._purges = self._counter(
             "magic_proxy_purges", "Purges that this process was asked for.", "kind"
         )
-        self._bound: dict[tuple[str, XCache], tuple[Counter, Histogram]] = {}
 
     def told(self, outcome: Outcome) -> None:
         """Count one request."""
-        place = (outcome.endpoint, outcome.x_cache)
-        bound = self._bound.get(place)
-        if bound is None:
-            labels = (outcome.endpoint, outcome.x_cache.value.lower())
-            bound = self._requests.labels(*labels), self._seconds.labels(*labels)
-            self._bound[place] = bound
-        bound[0].inc()
-        bound[1].observe(outcome.duration_seconds)
+        kind = (outcome.endpoint, outcome.x_cache)
+        durations = self._durations.get(kind)
+        if durations is None:
+            durations = self._durations[kind] = Durations(_BUCKETS)
+        durations.add(outcome.duration_seconds)
         if outcome.billed is not None:
             self._count_parts(outcome, outcome.billed)
         elif outcome.usage is not None:
@@ -163,6 +145,10 @@ class Metrics:
         if outcome.profile is not None and outcome.upstream is not None and not outcome.collapsed:
             fallback = "true" if outcome.fallback else "false"
             self._answers.labels(outcome.upstream, outcome.profile, fallback).inc()
+
+    def told_again(self, outcome: Outcome, request_id: str) -> None:  # noqa: ARG002  # no label
+        """Count one repetition of a hit."""
+        self.told(outcome)
 
     def store_failed(self, operation: str) -> None:
         self._store_errors.labels(operation).inc()
@@ -243,17 +229,43 @@ class Metrics:
                 self._items.labels(result).inc(count)
 
     def _count_usage(self, model: str, usage: Usage, *, saved: bool) -> None:
-        prompt, completion = self._saved if saved else self._billed
-        prompt.inc(usage.prompt_tokens)
-        completion.inc(usage.completion_tokens)
-        if self._prices and (price := self._price(model)) is not None:
-            self._cost.labels("saved" if saved else "billed").inc(price.of(usage))
+        price = self._price(model) if self._prices else None
+        spending = self._saved if saved else self._billed
+        spending.add(usage, None if price is None else price.of(usage))
 
     def _price(self, model: str) -> Price | None:
         for pattern, price in self._prices:
             if fnmatchcase(model, pattern):
                 return price
         return None
+
+    def _told(self) -> Iterable[Metric]:
+        labels = ("endpoint", "outcome")
+        requests = CounterMetricFamily("magic_proxy_requests", "Requests answered.", labels=labels)
+        seconds = HistogramMetricFamily(
+            "magic_proxy_request_seconds",
+            "Time from the request's last byte to the answer's last byte.",
+            labels=labels,
+        )
+        for (endpoint, x_cache), durations in self._durations.items():
+            kind = (endpoint, x_cache.value.lower())
+            counts = durations.cumulative
+            requests.add_metric(kind, counts[-1])
+            seconds.add_metric(kind, list(zip(_BOUNDS, counts, strict=True)), durations.seconds)
+        tokens = CounterMetricFamily(
+            "magic_proxy_tokens",
+            "Tokens that upstreams billed, and that hits saved.",
+            labels=("kind", "direction"),
+        )
+        cost = CounterMetricFamily(
+            "magic_proxy_cost", "Cost billed and saved, for models with a price.", labels=("kind",)
+        )
+        for kind_name, spending in (("billed", self._billed), ("saved", self._saved)):
+            tokens.add_metric((kind_name, "prompt"), spending.prompt_tokens)
+            tokens.add_metric((kind_name, "completion"), spending.completion_tokens)
+            if spending.cost is not None:
+                cost.add_metric((kind_name,), spending.cost)
+        return (requests, seconds, tokens, cost)
 
 
 class _Scraped(Collector):

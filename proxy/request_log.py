@@ -24,6 +24,7 @@ _MAX_LINES = 50_000
 _SHOWN_CHARACTERS = 200
 # What a pipe takes whole, where the system says so; everywhere it is 512 at least.
 _PIPE_BYTES = getattr(select, "PIPE_BUF", 512)
+_MOST_REPEATED = 1024
 
 
 class RequestLog:
@@ -54,6 +55,8 @@ class RequestLog:
         self._dropped = 0
         self._second = -1
         self._to_the_second = ""
+        # What is written of a hit that is given again and again: all but time and id, rendered.
+        self._repeated: dict[int, tuple[Outcome, bytes]] = {}
 
     async def run(self) -> None:
         """Write what has collected, again and again; cancel to stop, then call `close`."""
@@ -99,9 +102,22 @@ class RequestLog:
         if len(self._lines) >= _MAX_LINES:
             self._dropped += 1
             return
-        line = _line(
-            self._members(outcome)
-        )  # first: meanwhile the lines may be taken to be written
+        members = self._passing(outcome.request_id) | _lasting(outcome)
+        line = _line(members)  # first: meanwhile the lines may be taken to be written
+        self._lines.append(line)
+
+    def told_again(self, outcome: Outcome, request_id: str) -> None:
+        """Collect the line for one repetition of a hit."""
+        if len(self._lines) >= _MAX_LINES:
+            self._dropped += 1
+            return
+        held = self._repeated.get(id(outcome))
+        if held is None or held[0] is not outcome:
+            if len(self._repeated) >= _MOST_REPEATED:
+                self._repeated.clear()
+            # The outcome is held as well, so that no other one can have its identity.
+            held = self._repeated[id(outcome)] = (outcome, _line(_lasting(outcome))[1:])
+        line = b"%b,%b" % (_line(self._passing(request_id))[:-2], held[1])
         self._lines.append(line)
 
     def _time(self) -> str:
@@ -113,42 +129,45 @@ class RequestLog:
             self._to_the_second = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
         return f"{self._to_the_second}.{int((wall - second) * 1000):03d}+00:00"
 
-    def _members(self, outcome: Outcome) -> dict[str, JsonValue]:
-        members: dict[str, JsonValue] = {
-            "time": self._time(),
-            "event": "request",
-            "request_id": outcome.request_id,
-            "endpoint": outcome.endpoint,
-            "model": _printable(outcome.model),
-            "cache": outcome.x_cache.value,
-            "status": outcome.status,
-            "ms": round(outcome.duration_seconds * 1000, 2),
-        }
-        for name, value in (
-            ("detail", _printable(outcome.detail) if outcome.detail else None),
-            ("not_stored", outcome.not_stored),
-            ("stored", outcome.stored),
-            ("rule", outcome.rule),
-            ("upstream", outcome.upstream),
-            ("profile", outcome.profile if outcome.profile != outcome.upstream else None),
-            ("client", outcome.client),
-            ("items", outcome.items),
-            ("item_hits", outcome.item_hits),
-        ):
-            if value is not None:
-                members[name] = value  # noqa: PERF403  # `members` has others before and after
-        if outcome.usage is not None:
-            members["prompt_tokens"] = outcome.usage.prompt_tokens
-            members["completion_tokens"] = outcome.usage.completion_tokens
-        if outcome.stream:
-            members["stream"] = True
-        if outcome.collapsed:
-            members["collapsed"] = True
-        if outcome.fallback:
-            members["fallback"] = True
-        if not outcome.complete:
-            members["complete"] = False
-        return members
+    def _passing(self, request_id: str) -> dict[str, JsonValue]:
+        """What is different in each line."""
+        return {"time": self._time(), "event": "request", "request_id": request_id}
+
+
+def _lasting(outcome: Outcome) -> dict[str, JsonValue]:
+    """What is the same whenever the same happens."""
+    members: dict[str, JsonValue] = {
+        "endpoint": outcome.endpoint,
+        "model": _printable(outcome.model),
+        "cache": outcome.x_cache.value,
+        "status": outcome.status,
+        "ms": round(outcome.duration_seconds * 1000, 2),
+    }
+    for name, value in (
+        ("detail", _printable(outcome.detail) if outcome.detail else None),
+        ("not_stored", outcome.not_stored),
+        ("stored", outcome.stored),
+        ("rule", outcome.rule),
+        ("upstream", outcome.upstream),
+        ("profile", outcome.profile if outcome.profile != outcome.upstream else None),
+        ("client", outcome.client),
+        ("items", outcome.items),
+        ("item_hits", outcome.item_hits),
+    ):
+        if value is not None:
+            members[name] = value  # noqa: PERF403  # `members` has others before and after
+    if outcome.usage is not None:
+        members["prompt_tokens"] = outcome.usage.prompt_tokens
+        members["completion_tokens"] = outcome.usage.completion_tokens
+    if outcome.stream:
+        members["stream"] = True
+    if outcome.collapsed:
+        members["collapsed"] = True
+    if outcome.fallback:
+        members["fallback"] = True
+    if not outcome.complete:
+        members["complete"] = False
+    return members
 
 
 def _pieces(lines: Iterable[bytes]) -> Iterator[bytes]:

@@ -12,12 +12,13 @@ from proxy.core.freshness import age_seconds, is_fresh, is_stale_within, remaini
 from proxy.core.key import CacheKey, Derivation, NoKey
 from proxy.core.outcome import BypassReason, Forwarded, MissReason
 from proxy.core.rules import Rule
+from proxy.core.values import value
 
 # Names that mean something are shorter; a header or a log line must not take any length.
 _SHOWN_CHARACTERS: Final = 80
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Hit:
     """Serve this entry."""
 
@@ -46,7 +47,7 @@ class StaleHit:
         return cls(key, entry, age_seconds(entry, now), remaining_seconds(entry, now))
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class LookUp:
     """Ask the store for this key."""
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from proxy.core.values import value
 from proxy.core.wire import Headers
 
 
@@ -22,7 +23,7 @@ class Usage:
     total_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Entry:
     """A stored answer.
 

@@ -5,7 +5,6 @@ docs/keys.md is the specification; tests/vectors/keys.json holds frozen examples
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import sha256
 from typing import Final
@@ -16,6 +15,7 @@ from proxy.core.projection import MODEL_MEMBER, Projection
 from proxy.core.request import CacheableRequest
 from proxy.core.rules import Rule
 from proxy.core.scope import credential_fingerprint, make_scope
+from proxy.core.values import value
 from proxy.core.wire import Endpoint, JsonValue
 
 __all__ = [
@@ -52,7 +52,7 @@ class NoKey(StrEnum):
     RESERVED_FIELD = "reserved-field"
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class CacheKey:
     """What names an entry; `digest` is 64 hex digits, `scope` is of `[a-z0-9-]`."""
 
@@ -76,7 +76,7 @@ class CacheKey:
         return cls(int(scheme), Endpoint(endpoint), scope, digest)
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Derivation:
     """A request's way to its key.
 
@@ -116,7 +116,7 @@ def derive(request: CacheableRequest, rules: RuleSet) -> Derivation:
         return Derivation(request, rules, rule, projection, reason=reason, field=field)
     taken[MODEL_MEMBER] = request.model
     try:
-        canonical = canonical_json(taken)
+        canonical = canonical_json(taken, is_plain=request.is_plain)
     except ValueError:  # a model name or a replacement that is not Unicode
         return Derivation(request, rules, rule, projection, reason=NoKey.UNREPRESENTABLE)
     digest = sha256(canonical).hexdigest()

@@ -3,10 +3,10 @@
 Header, metric, log line and explanation are renderings of it, so they can't disagree.
 """
 
-from dataclasses import dataclass
 from enum import StrEnum
 
 from proxy.core.entry import Usage
+from proxy.core.values import value
 
 # The status told, never sent, of a client that did not wait for its answer; nginx logs the same.
 CLIENT_GONE = 499
@@ -58,7 +58,7 @@ class BypassReason(StrEnum):
     NOT_CACHEABLE = "not-cacheable"  # the endpoint or method is not a cached one
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Outcome:
     """What happened to one request.
 

@@ -13,6 +13,7 @@ from proxy.core.recording import DONE, is_usage_chunk
 from proxy.core.splice import members, set_members
 from proxy.core.sse import SseEvent, SseParser
 from proxy.core.transcript import NotAChunk, NotAssemblable, Transcript
+from proxy.core.values import value
 from proxy.core.wire import Endpoint, JsonValue, header
 
 JSON_TYPE = b"application/json"
@@ -21,7 +22,7 @@ SSE_TYPE = b"text/event-stream; charset=utf-8"
 _STRANGE = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Wanted:
     """The form that a request asks for; `encoding` is that of vectors, None for chat."""
 
@@ -43,7 +44,7 @@ class FreshIds:
     created: int
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Rendered:
     """The answer's content type and body; `content_encoding` None is none."""
 

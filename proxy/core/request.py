@@ -1,10 +1,10 @@
 """The cacheable request, as the pure core sees it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from proxy.core.values import value
 from proxy.core.wire import Endpoint, Headers, JsonValue
 
 # The scope of requests that nothing separates.
@@ -19,13 +19,13 @@ class Flaw(StrEnum):
     NUMBER_RANGE = "number-range"
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class CacheableRequest:
     """One request to a cacheable endpoint.
 
     `model` is the internal model name, after aliases; `fields` are the members of the body;
     `scope` separates tenants, credentials, accounts and query strings; `flaw` is set where the
-    body can't be represented exactly, and then there is no key.
+    body can't be represented exactly, and then there is no key. `is_plain` is that of the body.
     """
 
     endpoint: Endpoint
@@ -34,3 +34,4 @@ class CacheableRequest:
     scope: str = SHARED_SCOPE
     headers: Headers = ()
     flaw: Flaw | None = None
+    is_plain: bool = False

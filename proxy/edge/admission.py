@@ -21,14 +21,26 @@ class Admission:
 
     async def enter(self) -> None:
         """Return when it is this request's turn."""
-        if self._begun < self._per_turn and not self._waiting:
-            if not self._begun:
-                asyncio.get_running_loop().call_soon(self._next_turn)
-            self._begun += 1
+        if self.has_room and not self._waiting:
+            self.enter_now()
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         await turn
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more may begin in this turn; then nobody waits."""
+        return self._begun < self._per_turn
+
+    def enter_now(self) -> None:
+        """Count a request that has begun, where there was room.
+
+        One that was answered at once need not be counted: nothing of it is left to be done.
+        """
+        if not self._begun:
+            asyncio.get_running_loop().call_soon(self._next_turn)
+        self._begun += 1
 
     def _next_turn(self) -> None:
         self._begun = 0

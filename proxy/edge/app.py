@@ -6,9 +6,10 @@ from dataclasses import replace
 
 from proxy.clock import Clock
 from proxy.core.wire import Endpoint
+from proxy.edge.admission import Admission
 from proxy.edge.asgi import ASGIApp, Message, Receive, Scope, Send
+from proxy.edge.direct import Direct
 from proxy.edge.health import WATCHED, send_watched
-from proxy.edge.hotpath import HotTable
 from proxy.edge.openai import API_ROOT, CACHED, CachedEndpoint
 from proxy.edge.passthrough import ENDPOINT, PassThrough
 from proxy.edge.responses import early_error, internal_error, send_answer
@@ -22,8 +23,10 @@ class Edge:
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
-        self.hot = HotTable(runtime, runtime.hot_path_bytes) if runtime.hot_path_bytes else None
-        self._cached = CachedEndpoint(runtime, self.hot)
+        admission = Admission()
+        most, longest = runtime.hot_path_bytes, runtime.hot_path_request_bytes
+        self.direct = Direct(runtime, admission, most, longest) if most else None
+        self._cached = CachedEndpoint(runtime, admission, self.direct)
         self._passthrough = PassThrough(runtime)
         self._framework: ASGIApp | None = None
         self._loading = asyncio.Lock()

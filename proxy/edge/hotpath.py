@@ -1,181 +1,195 @@
-"""The hot path: a request repeated byte for byte is answered where it is received.
+"""The hot path: a hit is answered where its request is received, without the server's parser.
 
-No parsing, no task, no ASGI: when a connection is idle and the bytes just received are exactly a
-request that was answered before from a fresh entry in memory, the same answer is written at once.
-Credential, host, path, cache control and body are all part of those bytes, so all of them are
-compared, by equality and not by a digest. Everything else takes the ordinary path, untouched.
+A request that comes whole on an idle connection is looked up by all its bytes (`hot_table`). Where
+those are new but its head came before, the body is read and the engine is asked at once (`direct`).
+A hit in memory is written to the socket: no task, no ASGI. Everything else takes the ordinary path:
+uvicorn parses the very bytes that were received, and the application goes on from what was found.
 
-A request gets here only through the ordinary path: the protocol notes the bytes of a request that
-came whole in one read, and the edge, having answered it with a plain hit, offers them to the
-table with what it takes to give that answer again. Freshness, that the settings are still those
-under which the answer was given, and that no entry was replaced or purged since (a client's
-`no-cache` replaces one), are checked on every hit.
+What makes it safe:
 
-This lives behind uvicorn's option for a protocol class; on another server nothing is noted, and
-the application works without it.
+- Idle means that the parser is between two messages and no answer is under way: then the bytes
+  received begin a request, and what is written is the next answer.
+- Nothing is guessed about bytes. Requests and heads are known from the ordinary path alone, where
+  the parser has read them, and are compared by all of their bytes.
+- A longer request comes in several reads. They are held back only while its head is known and it
+  is not whole, and go to the parser as soon as something else happens.
+- While a long answer goes out as the client takes it, nothing is read.
+
+This lives behind uvicorn's option for a protocol class, and uses more of that class than is
+promised: `hot_protocol` looks whether it is there. On another server nothing is noted, and the
+application works without it.
 """
 
+import logging
 import math
-import weakref
-from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from proxy.core.cache_status import outcome_headers
-from proxy.core.freshness import age_seconds, remaining_seconds
-from proxy.core.wire import Headers
-from proxy.edge.asgi import Scope
+from proxy.edge.direct import Begun, Direct, leave
 from proxy.edge.http_protocol import BoundedProtocol
-from proxy.engine.base import Answer, Repeatable
-from proxy.runtime import Runtime, Snapshot
+from proxy.edge.openai import CACHED
+from proxy.edge.outlet import AT_ONCE, Outlet
 
-# Where the protocol leaves the bytes of a request for the edge, in the ASGI scope.
-_NOTED: Final = "magic_proxy.request_bytes"
-# A longer request is parsed: it costs the table more than the parser.
-_LONGEST_REQUEST: Final = 64 * 1024
-# With one of these the answer is not the same for the same bytes, or ends the connection.
-_UNREPEATABLE: Final = frozenset({b"cache-control", b"connection", b"expect", b"upgrade"})
-# What an entry of the table costs beside its bytes.
-_OVERHEAD_BYTES: Final = 1024
+if TYPE_CHECKING:
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+    from proxy.edge.hot_table import OnWire
 
-@dataclass(frozen=True, slots=True)
-class HotAnswer:
-    """An answer on the wire, cut where the values go that differ from hit to hit."""
+log = logging.getLogger("magic_proxy.edge")
 
-    repeatable: Repeatable
-    head: bytes
-    tail: bytes
-
-
-class HotTable:
-    """Requests as received, and how they were answered; bounded in bytes, the oldest go first.
-
-    All of it goes at once when the settings change.
-    """
-
-    def __init__(self, runtime: Runtime, max_bytes: int) -> None:
-        self._runtime = runtime
-        self._max_bytes = max_bytes
-        # Weak: settings that were replaced have connections to close once nobody holds on to them.
-        self._snapshot: weakref.ref[Snapshot] | None = None
-        self._answers: dict[bytes, HotAnswer] = {}
-        self._bytes = 0
-
-    def answer(self, request: bytes) -> bytes | None:
-        """The whole response to these bytes, or None where the ordinary path has to find it."""
-        hot = self._answers.get(request)
-        if hot is None:
-            return None
-        snapshot = self._runtime.snapshot
-        if self._is_outdated(snapshot):
-            self._begin(snapshot)
-            return None
-        now = self._runtime.clock.wall()
-        entry = hot.repeatable
-        if now >= entry.repeats_until or snapshot.service.version(entry.key) != entry.version:
-            self._forget(request)
-            return None
-        outcome = entry.outcome.repeated(
-            request_id=self._runtime.request_ids.next(),
-            age_seconds=age_seconds(entry, now),
-            ttl_seconds=remaining_seconds(entry, now),
-        )
-        told = outcome_headers(outcome, with_key=entry.with_key)
-        lines = b"".join([b"%b: %b\r\n" % pair for pair in told])
-        snapshot.observer.told(outcome)
-        request_id = outcome.request_id.encode("ascii")
-        return b"%bx-request-id: %b\r\n%b%b" % (hot.head, request_id, lines, hot.tail)
-
-    def remember(self, scope: Scope, snapshot: Snapshot, answer: Answer) -> None:
-        """Take a request that was just answered with a plain hit, if its bytes were noted."""
-        request: bytes | None = scope.get(_NOTED)
-        repeatable = answer.repeatable
-        if request is None or repeatable is None or not isinstance(answer.body, bytes):
-            return
-        headers: Headers = scope["headers"]
-        if scope["http_version"] != "1.1" or any(_is_unrepeatable(*pair) for pair in headers):
-            return
-        if snapshot is not self._runtime.snapshot:
-            return
-        if self._is_outdated(snapshot):
-            self._begin(snapshot)
-        self._forget(request)
-        hot = HotAnswer(
-            repeatable,
-            head=STATUS_LINE[answer.status] + _lines(repeatable.headers),
-            tail=b"content-length: %d\r\n\r\n%b" % (len(answer.body), answer.body),
-        )
-        size = _size(request, hot)
-        if size > self._max_bytes:
-            return
-        self._answers[request] = hot
-        self._bytes += size
-        while self._bytes > self._max_bytes:
-            self._forget(next(iter(self._answers)))
-
-    def _is_outdated(self, snapshot: Snapshot) -> bool:
-        return self._snapshot is None or self._snapshot() is not snapshot
-
-    def _begin(self, snapshot: Snapshot) -> None:
-        self._snapshot = weakref.ref(snapshot)
-        self._answers = {}
-        self._bytes = 0
-
-    def _forget(self, request: bytes) -> None:
-        hot = self._answers.pop(request, None)
-        if hot is not None:
-            self._bytes -= _size(request, hot)
+# What is used of uvicorn beside the parser's callbacks: methods, and what a new object has.
+_METHODS: Final[dict[type, tuple[str, ...]]] = {
+    HttpToolsProtocol: ("_unset_keepalive_if_required", "timeout_keep_alive_handler", "shutdown"),
+    FlowControl: ("pause_reading", "resume_reading", "resume_writing"),
+}
+_ATTRIBUTES: Final[dict[type, tuple[str, ...]]] = {
+    HttpToolsProtocol: (
+        *("config", "connections", "cycle", "flow", "limit_concurrency", "loop", "pipeline"),
+        *("scope", "server_state", "tasks", "timeout_keep_alive", "timeout_keep_alive_task"),
+        "transport",
+    ),
+    FlowControl: ("write_paused",),
+}
 
 
 class ProxyProtocol(BoundedProtocol):
-    """The HTTP protocol with the table in front."""
+    """One connection; `direct` is what gives answers without the parser, None for none."""
 
-    table: HotTable | None = None
-    _messages = 0
-    _in_message = False
-    _hot_at = -math.inf
+    direct: Direct | None = None
+    # The reads of the request that the parser is in, while it may become one to remember.
+    _noted: list[bytes] | None = None
+    _noted_message = 0
+    _noted_left = 0
+    # The reads of a request that the parser has not seen, and how much of it is still to come.
+    _held: list[bytes] | None = None
+    _awaited_bytes = 0
+    # An answer that the client has not taken whole.
+    _outlet: Outlet | None = None
+    _closes_after = False
+    _answered_at = -math.inf
 
     def data_received(self, data: bytes) -> None:
-        """Answer from the table, or let the parser have the bytes and note what they were."""
+        """Answer, or hold the bytes back until the request is whole, or parse them."""
+        if self._held is not None:
+            self._held.append(data)
+            self._awaited_bytes -= len(data)
+            if self._awaited_bytes > 0:
+                return
+            data = self._take_held()
+        if not self._is_idle():
+            self._parse(data)
+        elif self.direct is None or not self._may_answer(self.direct, data):
+            self._parse(data, is_first=True)
+        else:
+            self._answer_or_parse(self.direct, data)
+
+    def _is_idle(self) -> bool:
         cycle: RequestResponseCycle | None = self.cycle  # uvicorn's type leaves the None out
-        idle = not self._in_message and (cycle is None or cycle.response_complete)
-        if not idle or self.table is None or len(data) > _LONGEST_REQUEST:
-            super().data_received(data)
-            return
-        response = None if self.flow.write_paused else self.table.answer(data)
-        if response is not None:
-            self.transport.write(response)
-            self.server_state.total_requests += 1
-            self._keep_alive()
-            return
-        before = self._messages
+        return not self._in_message and (cycle is None or cycle.response_complete)
+
+    def _may_answer(self, direct: Direct, data: bytes) -> bool:
+        """Whether the server has nothing to add, and the client takes what it is sent."""
+        most = self.limit_concurrency
+        return (
+            len(data) <= direct.longest
+            and not self.flow.write_paused
+            and not self.config.access_log
+            and not self.server_state.default_headers
+            and (most is None or max(len(self.connections), len(self.tasks)) < most)
+        )
+
+    def _answer_or_parse(self, direct: Direct, data: bytes) -> None:
+        reply: OnWire | Begun | None = direct.hot.answer(data)
+        if reply is None and (known := direct.find(data)) is not None:
+            if len(data) < known.end <= direct.longest:
+                self._hold(data, known.end - len(data))
+                return
+            if len(data) == known.end:
+                reply = direct.begin(known, data)
+        if isinstance(reply, tuple):
+            self._write(*reply)
+        elif self._parse(data, is_first=True) and reply is not None:
+            leave(self.scope, reply)
+
+    # Bytes that the parser has not seen
+
+    def _hold(self, data: bytes, awaited_bytes: int) -> None:
+        self._unset_keepalive_if_required()
+        self._held, self._awaited_bytes = [data], awaited_bytes
+
+    def _take_held(self) -> bytes:
+        held, self._held = self._held or [], None
+        return b"".join(held)
+
+    # Bytes that it sees
+
+    def _parse(self, data: bytes, *, is_first: bool = False) -> bool:
+        """Let the parser have them; True where they end one request, all of which was noted.
+
+        `is_first` says that they begin one on an idle connection.
+        """
+        if is_first and self.direct is not None:
+            self._noted, self._noted_message = [], self._messages + 1
+            self._noted_left = self.direct.longest
         super().data_received(data)
-        # One message began and ended within this read: these bytes are that request, no more.
-        if self._messages == before + 1 and not self._in_message:
-            self.scope[_NOTED] = data  # type: ignore[typeddict-unknown-key]  # ours, not ASGI's
+        noted = self._noted
+        if noted is None:
+            return False
+        noted.append(data)
+        self._noted_left -= len(data)
+        is_one = self._messages == self._noted_message and self._noted_left >= 0
+        if is_one and self._in_message:
+            return False  # there is more to come
+        self._noted = None
+        if is_one and self.scope.get("raw_path") in CACHED:
+            leave(self.scope, b"".join(noted))
+        return is_one
 
-    def on_message_begin(self) -> None:
-        """A request's first byte was parsed."""
-        self._messages += 1
-        self._in_message = True
-        super().on_message_begin()
+    # To the client
 
-    def on_message_complete(self) -> None:
-        """A request's last byte was parsed."""
-        self._in_message = False
-        super().on_message_complete()
+    def _write(self, head: bytes, body: bytes) -> None:
+        if len(body) <= AT_ONCE:
+            self.transport.write(head + body)
+            self._answered()
+            return
+        self._unset_keepalive_if_required()
+        self.flow.pause_reading()
+        self.transport.write(head)
+        self._outlet = Outlet(self.transport, body)
+        self._write_on(self._outlet)
 
-    def _keep_alive(self) -> None:
+    def _write_on(self, outlet: Outlet) -> None:
+        while not outlet.done:
+            if self.flow.write_paused:
+                return
+            outlet.write()
+        self._outlet = None
+        self._answered()
+        if self._closes_after:
+            self.transport.close()
+            return
+        self.flow.resume_reading()
+
+    def resume_writing(self) -> None:
+        """The client has taken most of what was written."""
+        super().resume_writing()
+        if self._outlet is not None:
+            self._write_on(self._outlet)
+
+    def _answered(self) -> None:
+        self.server_state.total_requests += 1
         # The timer of an idle connection is not set anew with each hit: it looks when it runs out.
-        self._hot_at = self.loop.time()
+        self._answered_at = self.loop.time()
         if self.timeout_keep_alive_task is None:
             self._wait_for_next(self.timeout_keep_alive)
 
+    # The end of the connection
+
     def timeout_keep_alive_handler(self) -> None:
-        """Close the connection if it was idle for the whole time, hot answers included."""
-        left = self._hot_at + self.timeout_keep_alive - self.loop.time()
+        """Close the connection if it was idle for the whole time, direct answers included."""
+        left = self._answered_at + self.timeout_keep_alive - self.loop.time()
         if left > 0:
             self._wait_for_next(left)
         else:
@@ -186,22 +200,45 @@ class ProxyProtocol(BoundedProtocol):
             seconds, self.timeout_keep_alive_handler
         )
 
+    def shutdown(self) -> None:
+        """Close, after the request that has begun to come or the answer that is on its way."""
+        if self._outlet is not None:
+            self._closes_after = True
+            return
+        if self._held is not None:
+            self._parse(self._take_held(), is_first=True)
+        super().shutdown()
 
-def hot_protocol(table: HotTable | None) -> type[ProxyProtocol]:
-    """The protocol class for one server; None is the same without a hot path."""
-    return type("HotProtocol", (ProxyProtocol,), {"table": table})
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Let go; a request that was not whole is told of as one that its client gave up."""
+        self._outlet = None
+        if self._held is not None:
+            # Its head is in there, and what more there is can't be answered any more.
+            self._parse(self._take_held()[:AT_ONCE], is_first=True)
+        super().connection_lost(exc)
 
 
-def _is_unrepeatable(name: bytes, value: bytes) -> bool:
-    # What most clients say on every request, and what HTTP/1.1 takes for granted.
-    if name == b"connection" and value.lower() == b"keep-alive":
-        return False
-    return name in _UNREPEATABLE
+def hot_protocol(direct: Direct | None) -> type[HttpToolsProtocol]:
+    """The protocol class for one server; None is the same without a hot path.
+
+    Where uvicorn is not as expected, its own class: everything works, and nothing is answered
+    directly.
+    """
+    if missing := lacking():
+        log.warning(
+            "this uvicorn lacks %s: heads are not bounded, and no hit is answered directly",
+            ", ".join(missing),
+        )
+        return HttpToolsProtocol
+    return type("HotProtocol", (ProxyProtocol,), {"direct": direct})
 
 
-def _lines(headers: Headers) -> bytes:
-    return b"".join(b"%b: %b\r\n" % pair for pair in headers)
-
-
-def _size(request: bytes, hot: HotAnswer) -> int:
-    return len(request) + len(hot.head) + len(hot.tail) + _OVERHEAD_BYTES
+def lacking() -> list[str]:
+    """What this needs of uvicorn, and the installed one has not."""
+    missing: list[str] = []
+    for each in (HttpToolsProtocol, FlowControl):
+        code = getattr(vars(each).get("__init__"), "__code__", None)
+        made = code.co_names if code is not None else ()
+        missing += [f"{each.__name__}.{n}" for n in _METHODS[each] if not hasattr(each, n)]
+        missing += [f"{each.__name__}.{n}" for n in _ATTRIBUTES[each] if n not in made]
+    return missing

@@ -18,17 +18,23 @@ LONGEST_HEAD_BYTES: Final = 64 * 1024
 class BoundedProtocol(HttpToolsProtocol):
     """Closes a connection whose request head does not end: the parser alone would hold it all."""
 
+    # How many messages the parser has begun, and whether it is in one, or in its head.
+    _messages = 0
+    _in_message = False
     _in_head = False
     _head_bytes = 0
 
     def data_received(self, data: bytes) -> None:
         """Parse, and count what belongs to a head that has not ended yet."""
-        was_in_head = self._in_head
+        was_in_head, first = self._in_head, not self._in_message and self._messages + 1
         super().data_received(data)
         if not self._in_head:
             return
-        # A head that began within these bytes may be shorter: that much is given away.
-        self._head_bytes = len(data) + (self._head_bytes if was_in_head else 0)
+        if was_in_head:
+            self._head_bytes += len(data)
+        elif self._messages == first:
+            self._head_bytes = len(data)
+        # Else it began behind another message's end in these bytes: that much is given away.
         if self._head_bytes > LONGEST_HEAD_BYTES:
             self._in_head = False
             self.refuse(
@@ -37,7 +43,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A request's first byte was parsed."""
-        self._in_head = True
+        self._messages += 1
+        self._in_message = self._in_head = True
         self._head_bytes = 0
         super().on_message_begin()
 
@@ -45,6 +52,11 @@ class BoundedProtocol(HttpToolsProtocol):
         """The empty line after the headers was parsed."""
         self._in_head = False
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """A request's last byte was parsed."""
+        self._in_message = False
+        super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP gets its answer in the envelope as well."""

@@ -4,10 +4,11 @@ from proxy.core.outcome import CLIENT_GONE, Outcome, XCache
 from proxy.core.wire import Endpoint, Headers, header
 from proxy.edge.admission import Admission
 from proxy.edge.asgi import ClientGone, Receive, Scope, Send, headers_of, read_body
+from proxy.edge.direct import Begun, Direct, begun_before
 from proxy.edge.disconnect import disconnected, while_connected
-from proxy.edge.hotpath import HotTable
+from proxy.edge.heads import Head
 from proxy.edge.responses import early_error, send_answer
-from proxy.engine.base import Answer, Call
+from proxy.engine.base import Answer
 from proxy.engine.plan import Plan
 from proxy.errors import ProxyError, UnsupportedBody
 from proxy.runtime import Runtime, Snapshot
@@ -20,17 +21,28 @@ API_ROOT = b"/v1"
 
 
 class CachedEndpoint:
-    """Serves one of the cached endpoints."""
+    """Serves the cached endpoints."""
 
-    def __init__(self, runtime: Runtime, hot: HotTable | None) -> None:
+    def __init__(self, runtime: Runtime, admission: Admission, direct: Direct | None) -> None:
         self._runtime = runtime
-        self._hot = hot
-        self._admission = Admission()
+        self._direct = direct
+        self._admission = admission
 
     async def __call__(
         self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Answer one request; whatever goes wrong leaves in the OpenAI envelope."""
+        begun = begun_before(scope) or await self._begun(endpoint, scope, receive)
+        if isinstance(begun, Begun):
+            work = self._finish(begun, send)
+            await while_connected(work, disconnected(receive), self._runtime.tasks)
+        elif begun is not None:
+            await send_answer(begun, send)
+
+    async def _begun(
+        self, endpoint: Endpoint, scope: Scope, receive: Receive
+    ) -> Answer | Begun | None:
+        """The answer, where there is one at hand; None where the client has gone."""
         await self._admission.enter()
         snapshot = self._runtime.snapshot
         request_id = self._runtime.request_ids.next()
@@ -46,19 +58,12 @@ class CachedEndpoint:
                 complete=False,
             )
             snapshot.observer.told(gone)
-            return
+            return None
         except ProxyError as error:
             answer, outcome = early_error(error, endpoint=endpoint.value, request_id=request_id)
             snapshot.observer.told(outcome)
-            await send_answer(answer, send)
-            return
-        if isinstance(begun, Answer):
-            if self._hot is not None:
-                self._hot.remember(scope, snapshot, begun)
-            await send_answer(begun, send)
-        else:
-            work = self._finish(snapshot, begun, send)
-            await while_connected(work, disconnected(receive), self._runtime.tasks)
+            return answer
+        return begun if isinstance(begun, Answer) else Begun(snapshot, begun)
 
     async def _begin(
         self,
@@ -72,20 +77,21 @@ class CachedEndpoint:
         # Who asks is settled before a byte of the body, let alone the cache, is looked at.
         identity = snapshot.access.identify(headers)
         require_json(headers)
-        body = await read_body(receive, headers, snapshot.max_body_bytes)
-        call = Call(
+        head = Head(
             endpoint=endpoint,
             path=scope["raw_path"][len(API_ROOT) :].decode("latin-1"),
             query=scope["query_string"].decode("latin-1"),
             headers=headers,
-            body=body,
             identity=identity,
-            request_id=request_id,
         )
-        return await snapshot.service.begin(call)
+        body = await read_body(receive, headers, snapshot.max_body_bytes)
+        begun = await snapshot.service.begin(head.call(body, request_id))
+        if self._direct is not None:
+            self._direct.learn(scope, snapshot, head, begun)
+        return begun
 
-    async def _finish(self, snapshot: Snapshot, plan: Plan, send: Send) -> None:
-        await send_answer(await snapshot.service.finish(plan), send)
+    async def _finish(self, begun: Begun, send: Send) -> None:
+        await send_answer(await begun.snapshot.service.finish(begun.plan), send)
 
 
 def require_json(headers: Headers) -> None:

@@ -1,18 +1,18 @@
 """What the edge and the engine hand each other."""
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Protocol
 
 from proxy.access.base import Identity
 from proxy.core.entry import Usage
 from proxy.core.outcome import Outcome
+from proxy.core.values import value
 from proxy.core.wire import Endpoint, Headers
 
 HeaderList = list[tuple[bytes, bytes]]
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Call:
     """One request to a cacheable endpoint, authenticated and read whole.
 
@@ -36,7 +36,7 @@ class BodyStream(Protocol):
     async def aclose(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Repeatable:
     """What it takes to give a hit's answer again, until the wall time `repeats_until`.
 
@@ -55,7 +55,7 @@ class Repeatable:
     with_key: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Answer:
     """What goes back to the client. `headers` are complete but for the framing."""
 
@@ -69,6 +69,13 @@ class Observer(Protocol):
     """Is told of each request once, when it is over."""
 
     def told(self, outcome: Outcome) -> None: ...
+
+    def told_again(self, outcome: Outcome, request_id: str) -> None:
+        """The hit of `outcome`, given again: only its age, and the id of the request, are others.
+
+        `outcome` is the same object each time, so that what is made of it can be kept.
+        """
+        ...
 
 
 class StorageObserver(Protocol):

@@ -16,6 +16,7 @@ from proxy.core.selectors import Tagged
 from proxy.engine.base import StorageObserver
 from proxy.engine.dictionaries import Dictionaries
 from proxy.engine.generations import Generations
+from proxy.engine.ready import ReadyEntries
 from proxy.engine.write_behind import WriteBehind
 from proxy.errors import DictionaryMissing, EntryUnreadable, StoreUnavailable
 from proxy.stores.base import Store
@@ -41,7 +42,11 @@ class Entries:
         tasks: TaskGroup,
         observer: StorageObserver,
         dictionaries: Dictionaries,
+        *,
+        ready_bytes: int = 0,
     ) -> None:
+        self.ready = ReadyEntries(ready_bytes)
+        """What entries at hand were decoded to; nothing where `ready_bytes` is 0."""
         self._store = store
         self._generations = generations
         self._clock = clock
@@ -74,16 +79,30 @@ class Entries:
         """The entry if it can be had without waiting; None where `get` has to be asked."""
         entry = self._writes.pending(key)
         if entry is None:
-            value = self._store.get_now(key)
-            if value is None or len(value) > _INLINE_BYTES:
-                return None
-            try:
-                entry = decode(value, key, self._dictionaries.loaded)
-            except EntryUnreadable:
-                # `get` meets it too: it fetches a dictionary, or deletes and counts the entry, once
-                return None
-        valid = self._unless_purged(entry)
+            entry = self._stored_now(key)
+        valid = None if entry is None else self._unless_purged(entry)
         return valid if isinstance(valid, Entry) else None
+
+    def _stored_now(self, key: str) -> Entry | None:
+        value = self._store.get_now(key)
+        if value is None:
+            return None
+        entry = self.ready.entry(key, value)
+        if entry is not None:
+            return entry
+        if len(value) > _INLINE_BYTES:
+            return None
+        try:
+            entry = decode(value, key, self._dictionaries.loaded)
+        except EntryUnreadable:
+            # `get` meets it too: it fetches a dictionary, or deletes and counts the entry, once
+            return None
+        self.ready.keep(key, value, entry)
+        return entry
+
+    def is_at_hand(self, key: str) -> bool:
+        """Whether the store has the entry where it can be read without waiting; counts as read."""
+        return self._store.get_now(key) is not None
 
     def is_stored(self, key: str) -> bool:
         """False while an entry is only on its way: the store may lose it, or keep it elsewhere."""
@@ -127,13 +146,20 @@ class Entries:
         return self._judged(key, await self._read(value, key))
 
     async def _read(self, value: bytes, key: str) -> Entry | MissReason:
+        ready = self.ready.entry(key, value)
+        if ready is not None:
+            return ready
         try:
-            return await self._decoded(value, key)
+            entry = await self._decoded(value, key)
         except EntryUnreadable:
             return MissReason.UNREADABLE
         except StoreUnavailable:
             self._observer.store_failed("dictionary")
             return MissReason.STORE_DOWN
+        if len(value) > _INLINE_BYTES and self._store.get_now(key) is value:
+            # The next one need not wait for a thread.
+            self.ready.keep(key, value, entry)
+        return entry
 
     async def _decoded(self, value: bytes, key: str) -> Entry:
         loaded = self._dictionaries.loaded

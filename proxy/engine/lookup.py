@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-from dataclasses import dataclass
 
 from proxy.clock import Clock
 from proxy.core.decision import Forward, Hit, LookUp, Refuse, StaleHit, after_lookup
@@ -10,13 +9,14 @@ from proxy.core.entry import Entry
 from proxy.core.key import CacheKey
 from proxy.core.outcome import MissReason
 from proxy.core.rules import Rule, VariantChoice
+from proxy.core.values import value
 from proxy.core.variants import Turns, to_fill, variant_count
 from proxy.engine.entries import Entries
 from proxy.engine.flights import Flights
 from proxy.engine.plan import Plan
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Found:
     """What a look-up means, and the store key that it is about."""
 

@@ -1,6 +1,5 @@
 """A call, read and derived: all that is known of it before any waiting."""
 
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
@@ -14,6 +13,7 @@ from proxy.core.matching import RuleSet
 from proxy.core.replay import Wanted, wanted_from
 from proxy.core.request import CacheableRequest
 from proxy.core.tags import tags_of
+from proxy.core.values import value
 from proxy.core.wire import Headers
 from proxy.engine.base import Call
 from proxy.upstream.base import Chain, Forwarder
@@ -22,7 +22,7 @@ from proxy.upstream.base import Chain, Forwarder
 _MEMO_LENGTH: Final = 256
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Plan:
     """What the pure core makes of a call.
 
@@ -81,6 +81,7 @@ def cacheable_request(call: Call, forwarder: Forwarder) -> tuple[CacheableReques
         scope=scope,
         headers=call.headers,
         flaw=body.flaw,
+        is_plain=body.is_plain,
     )
     return request, chain
 

@@ -40,7 +40,7 @@ from proxy.engine.outcomes import outcome_of, stale_outcome
 from proxy.engine.patience import Patience
 from proxy.engine.plan import Plan, make_plan
 from proxy.engine.refresh import Refreshes, ahead_of_time
-from proxy.engine.rendering import INLINE_BYTES, put_into_form, rendered
+from proxy.engine.rendering import INLINE_BYTES, put_into_form, rendered_now
 from proxy.engine.sharing import Sharing
 from proxy.errors import NotCached, ProxyError, UpstreamError
 from proxy.upstream.base import Forwarder
@@ -108,14 +108,22 @@ class CacheService:
         """Another number when an answer from the entry under `key` may be out of date."""
         return self._entries.version(key)
 
+    def is_at_hand(self, key: str) -> bool:
+        """Whether the entry under `key` can be had without waiting."""
+        return self._entries.is_at_hand(key)
+
     async def begin(self, call: Call) -> Answer | Plan:
         """The answer, if it is a hit that needs no waiting; else the plan for `finish`.
 
         Waits only where the body is so long that it is read in a thread. Raises `RequestError`.
         """
         if len(call.body) <= INLINE_BYTES:
-            return self._begun(self._plan(call))
+            return self.begin_now(call)
         return self._begun(await asyncio.to_thread(self._plan, call))
+
+    def begin_now(self, call: Call) -> Answer | Plan:
+        """The same at once, for a body that is not long."""
+        return self._begun(self._plan(call))
 
     def _plan(self, call: Call) -> Plan:
         return make_plan(
@@ -132,8 +140,8 @@ class CacheService:
         if isinstance(looked, LookUp) and plan.batch is None:
             found = self._lookups.now(plan, looked)
             if found is not None and isinstance(hit := found.decision, Hit):
-                is_short = len(hit.entry.payload) <= INLINE_BYTES
-                told = rendered(plan, hit.entry, self._clock.wall()) if is_short else None
+                now, ready = self._clock.wall(), self._entries.ready
+                told = rendered_now(plan, hit.entry, now, ready)
                 return plan if told is None else self._hit(plan, hit, found.store_key, told)
         return plan
 
@@ -268,7 +276,7 @@ class CacheService:
         return Patience(plan.call.headers, self._clock, plan.started)
 
     async def _put_into_form(self, plan: Plan, entry: Entry) -> Rendered | None:
-        return await put_into_form(plan, entry, self._clock.wall())
+        return await put_into_form(plan, entry, self._clock.wall(), self._entries.ready)
 
     def _hit(self, plan: Plan, hit: Hit, store_key: str, rendered: Rendered) -> Answer:
         rule = plan.derivation.rule

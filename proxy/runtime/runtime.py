@@ -67,6 +67,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("magic_proxy")
 
+# Of the memory for the hot path, the part for entries as they were decoded: 1/4.
+_READY_SHARE = 4
 # What requests that were cancelled, and writes that are queued, get at the stop.
 _LAST_SECONDS = 3.0
 
@@ -80,6 +82,10 @@ class _Observers:
     def told(self, outcome: Outcome) -> None:
         for observer in self.observers:
             observer.told(outcome)
+
+    def told_again(self, outcome: Outcome, request_id: str) -> None:
+        for observer in self.observers:
+            observer.told_again(outcome, request_id)
 
 
 class Runtime:
@@ -143,6 +149,11 @@ class Runtime:
     def hot_path_bytes(self) -> int:
         """How many bytes the hot path may hold; 0 is none of it."""
         return self._settings.server.hot_path_bytes
+
+    @property
+    def hot_path_request_bytes(self) -> int:
+        """The longest request that the hot path takes, its head included."""
+        return self._settings.server.hot_path_request_bytes
 
     async def start(self) -> None:
         """Open the store, begin to write and to log; a store that is down does not keep it up."""
@@ -250,6 +261,7 @@ class Runtime:
             self._background,
             self.metrics,
             dictionaries,
+            ready_bytes=self.hot_path_bytes // _READY_SHARE,
         )
         flights = Flights(
             entries, generations, self.clock, self._flying, self.metrics, self._shared.coalescer

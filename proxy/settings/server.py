@@ -59,8 +59,15 @@ class ServerSettings(Section):
     )
     hot_path_bytes: BytesOrNone = Field(
         default=32 * 1024 * 1024,
-        description="Memory for requests that repeat byte for byte, which are then answered "
-        "without being parsed; 0 switches this off.",
+        description="Memory for answering hits where they are received, without the server's "
+        "parser: for requests that repeat byte for byte, heads of requests, and entries as they "
+        "were decoded; 0 switches this off.",
+    )
+    hot_path_request_bytes: Bytes = Field(
+        default=64 * 1024,
+        description="The longest request that is answered so, its head included. Longer ones take "
+        "the ordinary path, which reads long bodies in a thread; one that is answered here holds "
+        "up all others meanwhile, for some 2 microseconds a KB.",
     )
     shutdown_grace_seconds: Seconds = Field(
         default=30.0, description="How long a stop waits for the answers under way."

@@ -33,7 +33,7 @@ def server_config(app: Edge, settings: Settings) -> uvicorn.Config:
         host=settings.server.host,
         port=settings.server.port,
         loop="none",
-        http=hot_protocol(app.hot),
+        http=hot_protocol(app.direct),
         ws="none",
         lifespan="on",
         log_config=None,

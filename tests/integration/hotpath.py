@@ -13,6 +13,9 @@ import yaml
 
 from proxy.clock import Clock
 from proxy.edge.app import Edge, create_app
+from proxy.edge.direct import Begun, Direct
+from proxy.edge.heads import Known
+from proxy.edge.hot_table import OnWire
 from proxy.edge.hotpath import ProxyProtocol
 from proxy.settings.load import load_settings
 from proxy.settings.models import Settings
@@ -44,6 +47,9 @@ class Watch:
     """What the protocols of one server were given: counted in the server's thread."""
 
     parsed: int = 0
+    """Requests that were read: not answered by their bytes alone."""
+    by_head: int = 0
+    """Of those, the ones that were answered without the server's parser."""
     received: int = 0
     lost: int = 0
     unsent: int = 0
@@ -87,6 +93,20 @@ def watched(protocol: type[ProxyProtocol], watch: Watch) -> type[ProxyProtocol]:
     return Watched
 
 
+def watch_heads(direct: Direct, watch: Watch) -> None:
+    """Have `watch` hear of the requests that are answered by their heads and bodies."""
+    begin = direct.begin
+
+    def watched_begin(known: Known, received: bytes) -> OnWire | Begun | None:
+        reply = begin(known, received)
+        if isinstance(reply, tuple):
+            watch.parsed += 1
+            watch.by_head += 1
+        return reply
+
+    direct.begin = watched_begin  # type: ignore[method-assign]  # for one server
+
+
 class HotProxy:
     """A proxy as the command line runs it, but in a thread, and watched."""
 
@@ -109,6 +129,8 @@ class HotProxy:
         self.watch = Watch()
         settings = self._loaded(over or {})
         self.app: Edge = create_app(settings, clock=clock)
+        if self.app.direct is not None:
+            watch_heads(self.app.direct, self.watch)
         config = server_config(self.app, settings)
         protocol = config.http
         assert isinstance(protocol, type)

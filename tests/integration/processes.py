@@ -13,6 +13,7 @@ from typing import IO, Any, Self
 import orjson
 import yaml
 
+from tests.integration.switches import switched
 from tests.waiting import eventually
 
 ENTRY = (sys.executable, "-c", "from proxy.cli.main import main; main()")
@@ -154,7 +155,7 @@ def _plain_environment() -> dict[str, str]:
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("MAGIC_PROXY", "OPENAI", "REDIS"))
-    } | {"COLUMNS": "200", "NO_COLOR": "1"}
+    } | {"COLUMNS": "200", "NO_COLOR": "1", **switched()}
 
 
 def wait_until_gone(process: subprocess.Popen[Any]) -> None:

@@ -11,6 +11,7 @@ from proxy.edge.app import create_app
 from proxy.settings.load import load_settings
 from proxy.standin import RunningServer, serve_in_thread
 from proxy.workers.server import server_config
+from tests.integration.switches import switched
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,7 +47,7 @@ class RunningProxy:
         """Load the settings from a file and serve, as the command line does."""
         assert self._server is None, "already started"
         self._file.write_text(yaml.safe_dump(self.settings, sort_keys=False))
-        settings = load_settings(self._file, env={})
+        settings = load_settings(self._file, env=switched())
         config = server_config(create_app(settings), settings)
         self._server = serve_in_thread(config, port=self._port)
         self._port = self._server.port

@@ -82,8 +82,8 @@ def test_B15_age_and_ttl_move_until_the_entry_is_no_longer_fresh(start: Starter)
 
 
 def proxy_holds_more_than(proxy: HotProxy, answers: int) -> bool:
-    assert proxy.app.hot is not None
-    return len(proxy.app.hot._answers) > answers
+    assert proxy.app.direct is not None
+    return len(proxy.app.direct.hot._hot) > answers
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
@@ -310,8 +310,8 @@ def test_B56_only_what_fits_is_answered_unread(start: Starter) -> None:
 
     assert parsed[0] == 0, "the last one is there"
     assert parsed[-1] == 1, "the first one had to go"
-    assert proxy.app.hot is not None
-    assert 0 < proxy.app.hot._bytes <= 8_000
+    assert proxy.app.direct is not None
+    assert 0 < proxy.app.direct.hot._bytes <= 8_000
 
 
 @pytest.mark.parametrize(("size", "parsed"), [(50_000, 0), (66_000, 1)])
@@ -331,7 +331,7 @@ def test_B56_a_long_request_is_not_kept(size: int, parsed: int, start: Starter) 
 def test_B19_no_hot_path_no_table(start: Starter) -> None:
     proxy = start(OFF)
 
-    assert proxy.app.hot is None
+    assert proxy.app.direct is None
     with Line(proxy) as line:
         heat(line, request(target=f"{CHAT}?a=1"))
         assert told(proxy, line, request(target=f"{CHAT}?a=1")) == PARSED_HIT

@@ -1,11 +1,15 @@
 """Outcomes as counts: each once, under its own labels, and no client's text among them."""
 
+from collections.abc import Iterable
+
 import pytest
+from prometheus_client import Histogram
+from prometheus_client.metrics_core import Metric
 
 from proxy.core.entry import Usage
 from proxy.core.outcome import BypassReason, MissReason, Outcome, XCache
 from proxy.core.recording import NotStored
-from proxy.metrics import Metrics, Price, StoreReport, gauge, store_metrics
+from proxy.metrics import _BUCKETS, Metrics, Price, StoreReport, gauge, store_metrics
 from proxy.stores.base import StoreStats
 
 USAGE = Usage(prompt_tokens=1_000, completion_tokens=10, total_tokens=1_010)
@@ -191,3 +195,36 @@ def test_tiers_say_what_they_can_when_scraped() -> None:
     text = metrics.exposition().decode()
     assert 'magic_proxy_store_up{store="redis"} 0.0' in text
     assert 'magic_proxy_store_entries{store="redis"}' not in text
+
+
+def test_B16_a_repetition_counts_as_the_hit_that_it_repeats() -> None:
+    metrics, other = Metrics({"m": Price(2.0, 100.0)}), Metrics({"m": Price(2.0, 100.0)})
+    hit = outcome(XCache.HIT, model="m", usage=USAGE)
+    for number in range(5):
+        metrics.told_again(hit, f"req_{number}")
+        other.told(hit)
+
+    assert samples(metrics) == samples(other)
+    assert samples(metrics)["requests_total chat hit"] == 5
+
+
+def test_B12_durations_stand_in_the_buckets_of_prometheus() -> None:
+    """As prometheus_client's own histogram puts them: up to a bound and including it."""
+    seconds = [0.0, 0.0001, 0.00011, 0.05, 1.0, 299.0, 300.0, 301.0]
+    metrics = Metrics({})
+    for each in seconds:
+        metrics.told(outcome(XCache.HIT, duration_seconds=each))
+    own = Histogram("own", "", ("endpoint", "outcome"), buckets=_BUCKETS, registry=None)
+    for each in seconds:
+        own.labels("chat", "hit").observe(each)
+
+    def told(collector: Iterable[Metric]) -> dict[tuple[str, str], float]:
+        return {
+            (sample.name.rpartition("_")[2], sample.labels.get("le", "")): sample.value
+            for family in collector
+            for sample in family.samples
+            if sample.name.startswith(("own_", "magic_proxy_request_seconds"))
+            and not sample.name.endswith("_created")
+        }
+
+    assert told(metrics.registry.collect()) == told(own.collect())

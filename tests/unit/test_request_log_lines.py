@@ -1,6 +1,7 @@
 """The request log: one JSON object a line, whatever clients send."""
 
 import io
+from dataclasses import replace
 
 import orjson
 import pytest
@@ -81,3 +82,28 @@ def test_lines_beyond_the_bound_are_dropped_and_counted(
 
     assert [line["event"] for line in told] == ["request"] * 3 + ["log-lines-dropped"]
     assert told[-1]["count"] == 2
+
+
+def test_B69_a_repetition_has_the_line_that_it_would_have_by_itself() -> None:
+    stream = io.BytesIO()
+    log = RequestLog(stream, FakeClock())
+    hits = [replace(OUTCOME, x_cache=XCache.HIT, model=f"m\ud800{at}") for at in range(3)]
+    for number in range(6):
+        log.told_again(hits[number % 3], f'req_"{number}')
+        log.told(replace(hits[number % 3], request_id=f'req_"{number}'))
+    log.flush()
+
+    written = stream.getvalue().splitlines()
+
+    assert written[::2] == written[1::2]
+    assert orjson.loads(written[-1])["request_id"] == 'req_"5'
+
+
+def test_B56_of_many_different_hits_no_more_than_some_are_kept() -> None:
+    log = RequestLog(io.BytesIO(), FakeClock())
+    for number in range(3_000):
+        log.told_again(replace(OUTCOME, model=str(number)), "r")
+
+    assert len(log._repeated) <= 1024
+    written = log._lines
+    assert [orjson.loads(line)["model"] for line in written] == [str(n) for n in range(3_000)]

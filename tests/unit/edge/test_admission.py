@@ -58,3 +58,28 @@ async def test_a_client_that_goes_while_it_waits_takes_nobodys_turn() -> None:
     tasks[1].cancel()
     await asyncio.wait(tasks)
     assert begun == [0, 2, 3]
+
+
+async def test_who_begins_at_once_counts_among_those_of_the_turn() -> None:
+    admission = Admission(per_turn=3)
+    begun, tasks = coming(admission, 4)
+    admission.enter_now()
+    assert admission.has_room
+    await asyncio.sleep(0)
+    assert begun == [0, 1]
+    await asyncio.gather(*tasks)
+    assert begun == [0, 1, 2, 3]
+
+
+async def test_who_begins_at_once_does_not_overtake_those_who_wait() -> None:
+    admission = Admission(per_turn=2)
+    begun, tasks = coming(admission, 7)
+    room = []
+    while len(begun) < 7:
+        await asyncio.sleep(0)
+        waiting = len(begun) < 6  # the last one leaves a place free
+        room.append(admission.has_room and waiting)
+    await asyncio.gather(*tasks)
+    assert not any(room)
+    while not admission.has_room:  # noqa: ASYNC110 - turns of the loop are what is counted
+        await asyncio.sleep(0)

@@ -1,34 +1,41 @@
 """The table of the hot path: bounded, and with nothing in it that is out of date."""
 
+import re
 from typing import Any, cast
 
 import pytest
 
 from proxy.core.invalidation import Events
 from proxy.core.outcome import Outcome, XCache
-from proxy.edge.hotpath import HotTable
+from proxy.core.wire import Headers
+from proxy.edge.hot_table import HotTable
 from proxy.engine.base import Answer, Repeatable
 from proxy.runtime import Runtime, Snapshot
 from proxy.runtime.request_ids import RequestIds
 from tests.fakes import FakeClock
 
-NOTED = "magic_proxy.request_bytes"
-
 
 class FakeService:
     def __init__(self) -> None:
         self.versions: dict[str, int] = {}
+        self.evicted: set[str] = set()
 
     def version(self, key: str) -> int:
         return self.versions.get(key, 0)
 
+    def is_at_hand(self, key: str) -> bool:
+        return key not in self.evicted
+
 
 class Recorder:
     def __init__(self) -> None:
-        self.outcomes: list[Outcome] = []
+        self.outcomes: list[tuple[Outcome, str]] = []
 
     def told(self, outcome: Outcome) -> None:
-        self.outcomes.append(outcome)
+        raise AssertionError("a repetition is told as one")
+
+    def told_again(self, outcome: Outcome, request_id: str) -> None:
+        self.outcomes.append((outcome, request_id))
 
 
 class FakeRuntime:
@@ -62,26 +69,31 @@ class Table:
     def remember(
         self,
         request: bytes,
-        body: bytes = b"{}",
+        body: bytes | None = None,
         *,
         lifetime: float = 100.0,
         repeats: float | None = None,
-        version: str = "1.1",
         headers: tuple[tuple[bytes, bytes], ...] = (),
         snapshot: Snapshot | None = None,
+        same: Headers = ((b"content-type", b"application/json"),),
     ) -> None:
         now = self.runtime.clock.wall()
         outcome = Outcome(x_cache=XCache.HIT, endpoint="chat", status=200, age_seconds=0.0)
-        same = ((b"content-type", b"application/json"),)
         until = now + (lifetime if repeats is None else repeats)
         key = request.decode("latin-1")
         number = (snapshot or self.runtime.snapshot).service.version(key)
         repeatable = Repeatable(
             key, number, now, now + lifetime, until, outcome, same, with_key=False
         )
-        scope = {NOTED: request, "headers": list(headers), "http_version": version}
-        answer = Answer(200, [], body, repeatable)
-        self.table.remember(scope, snapshot or self.runtime.snapshot, answer)
+        own = bytes(bytearray(b"{}"))  # a body that is no other request's
+        answer = Answer(200, [], own if body is None else body, repeatable)
+        self.table.met(request)
+        self.table.remember(request, headers, snapshot or self.runtime.snapshot, answer)
+
+    def answer(self, request: bytes) -> bytes | None:
+        """The whole response."""
+        reply = self.table.answer(request)
+        return None if reply is None else b"".join(reply)
 
     def holds(self, request: bytes) -> bool:
         return self.table.answer(request) is not None
@@ -96,7 +108,7 @@ def test_a_request_that_was_remembered_is_answered_and_told() -> None:
     table.remember(b"one", b"1" * 20)
     table.runtime.clock.advance(5)
 
-    answer = table.table.answer(b"one")
+    answer = table.answer(b"one")
 
     assert answer is not None
     head, _, body = answer.partition(b"\r\n\r\n")
@@ -105,9 +117,9 @@ def test_a_request_that_was_remembered_is_answered_and_told() -> None:
     assert b"\r\nage: 5" in head
     assert b"\r\ncontent-length: 20" in head
     assert body == b"1" * 20
-    (told,) = table.runtime.told.outcomes
-    assert (told.age_seconds, told.ttl_seconds) == (5.0, 95.0)
-    assert told.request_id.encode() in head
+    ((told, request_id),) = table.runtime.told.outcomes
+    assert (told.x_cache, told.duration_seconds) == (XCache.HIT, 0.0)
+    assert f"\r\nx-request-id: {request_id}\r\n".encode() in head
 
 
 def test_only_equal_bytes_are_answered() -> None:
@@ -183,7 +195,8 @@ def test_B56_the_size_is_nothing_when_all_is_forgotten(count: int) -> None:
 
     assert not any(table.holds(b"%d" % number) for number in range(count))
     assert table.bytes == 0
-    assert not table.table._answers
+    assert not table.table._hot
+    assert not table.table._uses
 
 
 def test_B15_fresh_means_before_the_end() -> None:
@@ -203,7 +216,7 @@ def test_B15_what_may_have_to_be_refreshed_is_handed_over_while_it_is_fresh() ->
     table.remember(b"one", lifetime=60.0, repeats=38.0)
 
     table.runtime.clock.advance(37.5)
-    answer = table.table.answer(b"one")
+    answer = table.answer(b"one")
     assert answer is not None
     assert b"hit; ttl=22" in answer, "what is told is the time that is left, not that of the table"
     table.runtime.clock.advance(0.5)
@@ -216,7 +229,7 @@ def test_B15_a_clock_that_stepped_back_makes_no_negative_age() -> None:
     table.remember(b"one")
     table.runtime.clock.set_wall(table.runtime.clock.wall() - 50)
 
-    answer = table.table.answer(b"one")
+    answer = table.answer(b"one")
 
     assert answer is not None
     assert b"\r\nage: 0\r\n" in answer
@@ -273,30 +286,71 @@ def test_B13_a_request_with_a_header_that_changes_the_answer_is_not_taken(name: 
     assert table.holds(b"two")
 
 
-def test_B10_an_older_http_is_not_taken() -> None:
-    table = Table()
-    table.remember(b"one", version="1.0")
-
-    assert not table.holds(b"one")
-
-
 def test_B10_neither_a_stream_nor_an_answer_for_once_is_taken() -> None:
     table = Table()
-    snapshot = table.runtime.snapshot
-    scope = {NOTED: b"one", "headers": [], "http_version": "1.1"}
+    table.table.met(b"one")
 
-    table.table.remember(scope, snapshot, Answer(200, [], b"{}", None))
+    table.table.remember(b"one", (), table.runtime.snapshot, Answer(200, [], b"{}", None))
 
     assert not table.holds(b"one")
 
 
-def test_B10_a_request_that_was_not_noted_is_not_taken() -> None:
+def test_B10_a_stored_header_that_could_end_its_line_is_not_sent() -> None:
     table = Table()
-    table.remember(b"one")
-    before = table.bytes
-    repeatable = next(iter(table.table._answers.values())).repeatable
-    scope = {"headers": [], "http_version": "1.1"}
 
-    table.table.remember(scope, table.runtime.snapshot, Answer(200, [], b"{}", repeatable))
+    table.remember(b"one", same=((b"openai-version", b"1\r\nset-cookie: a"),))
 
-    assert table.bytes == before
+    assert not table.holds(b"one")
+
+
+def test_a_request_is_kept_when_it_comes_again() -> None:
+    table = Table()
+    table.remember(b"other")
+    answer = Answer(200, [], b"{}", next(iter(table.table._hot.values())).repeatable)
+    snapshot = table.runtime.snapshot
+
+    table.table.remember(b"one", (), snapshot, answer)
+    assert not table.holds(b"one"), "most requests never come back"
+    table.table.remember(b"one", (), snapshot, answer)
+    assert table.holds(b"one")
+
+
+def test_B57_what_the_memory_tier_lost_is_not_given_for_longer_than_a_second() -> None:
+    table = Table()
+    table.remember(b"one", lifetime=60.5)
+    assert table.holds(b"one")
+    cast("FakeService", table.runtime.snapshot.service).evicted.add("one")
+
+    table.runtime.clock.advance(1.0)
+
+    assert not table.holds(b"one")
+    assert table.bytes == 0
+
+
+def test_B15_age_and_time_left_are_those_of_the_moment() -> None:
+    table = Table()
+    table.remember(b"one", lifetime=10.5)
+    told = []
+    for _ in range(12):
+        answer = table.answer(b"one")
+        assert answer is not None
+        told.append(tuple(int(n) for n in re.findall(rb"(?:ttl=|age: )(\d+)", answer)))
+        table.runtime.clock.advance(0.25)
+
+    exact = [0.25 * number for number in range(12)]
+    assert told == [(int(10.5 - passed), int(passed)) for passed in exact]
+
+
+def test_B56_a_body_that_several_requests_lead_to_is_held_once() -> None:
+    body = b"x" * 10_000
+    table = Table(max_bytes=2 * len(body))
+    for number in range(5):
+        table.remember(b"%d" % number, body)
+
+    answers = [table.table.answer(b"%d" % number) for number in range(5)]
+
+    assert all(answer is not None and answer[1] is body for answer in answers)
+    assert len(body) < table.bytes < 2 * len(body)
+    table.runtime.clock.advance(1000)
+    assert not any(table.holds(b"%d" % number) for number in range(5))
+    assert (table.bytes, table.table._uses) == (0, {})

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import orjson
 
@@ -180,6 +180,9 @@ class Witness:
     def told(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)
 
+    def told_again(self, outcome: Outcome, request_id: str) -> None:
+        self.outcomes.append(replace(outcome, request_id=request_id))
+
     def store_failed(self, operation: str) -> None:
         self.failed.append(operation)
 
@@ -205,6 +208,7 @@ class Engine:
         limits: WriteLimits | None = None,
         coalescer: Coalescer | None = None,
         marks: MarkLog | None = None,
+        ready_bytes: int = 0,
     ) -> None:
         self.store = store or FaultyStore()
         self.forwarder = forwarder or ScriptedForwarder()
@@ -229,6 +233,7 @@ class Engine:
             self.tasks,
             self.witness,
             self.dictionaries,
+            ready_bytes=ready_bytes,
         )
         self.flights = Flights(
             self.entries, self.generations, self.clock, self.flying, self.witness, coalescer
