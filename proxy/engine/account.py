@@ -22,6 +22,7 @@ def answerer(exchange: Exchange) -> dict[str, Any]:
         "shown_as": exchange.shown_as,
     }
 
+
 _PLACES: Final = {member.name: place for place, member in enumerate(fields(Outcome))}
 _members_of: Final = attrgetter(*_PLACES)
 
