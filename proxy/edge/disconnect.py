@@ -57,10 +57,14 @@ class _Watch:
         self._watcher.add_done_callback(self._cancel)
 
     def _cancel(self, watcher: asyncio.Task[None]) -> None:
-        # Cancelled twice, what the work has to clean up would be broken off as well.
-        if not (self._ended or watcher.cancelled() or self._task.cancelling()):
-            self.has_cancelled = True
-            self._task.cancel()
+        if self._ended or watcher.cancelled():
+            return
+        if self._task.cancelling():
+            # By a time-out within it, or for good: what is being cleaned up is not broken off.
+            asyncio.get_running_loop().call_later(_UNWATCHED_SECONDS, self._cancel, watcher)
+            return
+        self.has_cancelled = True
+        self._task.cancel()
 
 
 async def disconnected(receive: Receive) -> None:

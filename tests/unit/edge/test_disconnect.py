@@ -1,6 +1,7 @@
 """Work for a client that may go away."""
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine
 from typing import Any
 
@@ -124,3 +125,25 @@ async def test_B44_a_server_that_stops_cancels_the_work_and_hears_that_it_did(
 
     assert work.cleaned_up
     await until(lambda: len(tasks) == 0)
+
+
+async def test_B42_a_client_that_goes_while_a_time_out_ends_is_noticed_afterwards(
+    tasks: TaskGroup,
+) -> None:
+    client, work = Client(), Work()
+
+    async def waits_twice() -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None) as limit:
+                try:
+                    await until(lambda: client.watched)
+                    limit.reschedule(0.0)
+                    await asyncio.Event().wait()
+                finally:
+                    client.left.set()
+                    await asyncio.sleep(0.01)  # the watch meets a task that is being cancelled
+        await work.run()
+
+    await while_connected(waits_twice(), client.gone(), tasks)
+
+    assert work.cancelled
