@@ -61,3 +61,7 @@ def test_more_calls_are_found_as_well(tallies: dict[str, Tally]) -> None:
     fewer = Counts(hot.counts.instructions, int(hot.counts.calls / MOST) - 1)
     (fault,) = faults({"hot": hot}, {"hot": fewer})
     assert fault.startswith("hot:")
+
+
+def test_what_is_counted_as_hot_takes_the_hot_path(tallies: dict[str, Tally]) -> None:
+    assert 3 * tallies["hot"].counts.instructions < tallies["warm"].counts.instructions
