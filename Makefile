@@ -75,7 +75,10 @@ bench: dev ## Figures of this machine (ARGS="stores transport" picks from bench/
 
 # ---- the rest ----
 
-.PHONY: lock image hooks clean distclean
+.PHONY: guard lock image hooks clean distclean
+guard: dev ## Count anew what a request takes, and hold it (tests/guard/counts.json)
+	@$(BIN)/python -m tests.guard.held
+
 lock: dev ## Pin the image's dependencies again, with hashes (requirements/*.txt)
 	@scripts/lock.sh $(BIN)
 

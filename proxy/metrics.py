@@ -102,6 +102,14 @@ class Metrics:
         self._store_errors = self._counter(
             "magic_proxy_store_errors", "Failed operations of the store.", "operation"
         )
+        self._lookups = self._counter(
+            "magic_proxy_store_lookups", "Keys that were looked up in a store.", "store"
+        )
+        self._round_trips = self._counter(
+            "magic_proxy_store_round_trips",
+            "Round trips to a store that the look-ups took.",
+            "store",
+        )
         self._dropped = self._counter(
             "magic_proxy_writes_dropped", "Entries dropped because the write queue was full."
         )
@@ -152,6 +160,10 @@ class Metrics:
 
     def store_failed(self, operation: str) -> None:
         self._store_errors.labels(operation).inc()
+
+    def looked_up(self, store: str, keys: int) -> None:
+        self._lookups.labels(store).inc(keys)
+        self._round_trips.labels(store).inc()
 
     def attempted(self, upstream: str, result: str) -> None:
         self._attempts.labels(upstream, result).inc()

@@ -1,4 +1,4 @@
-"""The only place that starts background tasks: they are named, held, and drained."""
+"""The only place that starts tasks: they are named, held, and drained."""
 
 import asyncio
 import logging
@@ -15,14 +15,14 @@ class TaskGroup:
     """
 
     def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: dict[asyncio.Task[Any], str] = {}
 
     def __len__(self) -> int:
         return len(self._tasks)
 
     def count(self, name: str) -> int:
         """How many tasks of that name are under way."""
-        return sum(task.get_name() == name for task in self._tasks)
+        return sum(held == name for held in self._tasks.values())
 
     def start(
         self, work: Coroutine[Any, Any, Any], *, name: str, awaited: bool = False
@@ -32,9 +32,17 @@ class TaskGroup:
         `awaited` says that somebody waits for the task and sees its failure.
         """
         task = asyncio.get_running_loop().create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard if awaited else self._ended)
+        self._tasks[task] = name
+        task.add_done_callback(self.let_go if awaited else self._ended)
         return task
+
+    def adopt(self, task: asyncio.Task[Any], *, name: str) -> None:
+        """Hold a task that was started elsewhere, until it is let go: `drain` waits for it too."""
+        self._tasks[task] = name
+
+    def let_go(self, task: asyncio.Task[Any]) -> None:
+        """Hold the task no more; it may have ended."""
+        self._tasks.pop(task, None)
 
     async def drain(self, grace_seconds: float) -> None:
         """Wait up to `grace_seconds` for all tasks, then cancel those that are left.
@@ -60,6 +68,6 @@ class TaskGroup:
             await asyncio.wait(tasks)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
+        self.let_go(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("background task %s failed", task.get_name(), exc_info=error)

@@ -3,6 +3,16 @@
 import asyncio
 
 
+class RoundTrips:
+    """A `LookUpObserver` that remembers."""
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[str, int]] = []
+
+    def looked_up(self, store: str, keys: int) -> None:
+        self.taken.append((store, keys))
+
+
 class FakeClock:
     """A `Clock` that moves only when it is told to.
 

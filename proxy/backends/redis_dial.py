@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
+from hiredis import pack_command
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -60,7 +61,8 @@ async def exchange(connection: AbstractConnection, commands: Sequence[Command]) 
     Raises RedisError or OSError where the connection failed. After a cancellation the connection
     must be closed: replies may still be under way.
     """
-    packed = connection.pack_commands(commands)
+    # By hiredis, in C: redis-py's own packing takes half as much as the rest of a look-up.
+    packed = b"".join([pack_command(command) for command in commands])  # type: ignore[arg-type]  # its stub means a tuple of one
     await connection.send_packed_command(packed, check_health=False)
     return [await _reply(connection) for _ in commands]
 

@@ -27,8 +27,9 @@ _JOIN_SECONDS: Final = 5.0  # a thread that hangs in a dead file system must not
 class SqliteThread:
     """Runs jobs in order on a connection of its own.
 
-    With `writes`, each batch is one `BEGIN IMMEDIATE` transaction: all of it or nothing. `idle`
-    runs after `idle_seconds` without work, and after a batch when that long has passed.
+    With `writes`, each batch is one `BEGIN IMMEDIATE` transaction: all of it or nothing. `prepare`
+    is done to each connection before anything else, outside of transactions. `idle` runs after
+    `idle_seconds` without work, and after a batch when that long has passed.
     """
 
     def __init__(
@@ -37,12 +38,14 @@ class SqliteThread:
         clock: Clock,
         *,
         writes: bool,
+        prepare: Job | None = None,
         idle: Job | None = None,
         idle_seconds: float | None = None,
     ) -> None:
         self._path = path
         self._clock = clock
         self._writes = writes
+        self._prepare = prepare
         self._idle = idle
         self._idle_seconds = idle_seconds
         self._idle_at = clock.monotonic() + (idle_seconds or 0.0)
@@ -130,7 +133,16 @@ class SqliteThread:
             self._connection = open_file(self._path, now=self._clock.wall(), thorough=self._damaged)
             self._inode = self._path.stat().st_ino
             self._damaged = False
+            if self._prepare is not None:
+                self._prepare_or_let_go(self._connection, self._prepare)
         return self._connection
+
+    def _prepare_or_let_go(self, connection: sqlite3.Connection, prepare: Job) -> None:
+        try:
+            prepare(connection)
+        except BaseException:  # what is not prepared is not used
+            self._let_go()
+            raise
 
     def _give_up(self, error: Exception) -> None:
         """Undo the transaction; let go of a file that is damaged."""

@@ -47,12 +47,12 @@ class Acquisitions:
         self._depart()
         try:
             async with deadline(self._timeout_seconds):
-                return await asyncio.shield(asked)
+                return await asked
         except TimeoutError:
-            asked.add_done_callback(self._let_go)
+            self._missed(asked)
             return None
         except asyncio.CancelledError:
-            asked.add_done_callback(self._let_go)
+            self._missed(asked)
             raise
 
     async def settle(self) -> None:
@@ -79,15 +79,23 @@ class Acquisitions:
                 got = await self._acquire([key for keys, _ in batch for key in keys])
             except StoreUnavailable as error:
                 for _, asked in batch:
-                    asked.set_exception(StoreUnavailable(error.message))
+                    if not asked.done():
+                        asked.set_exception(StoreUnavailable(error.message))
             else:
                 rest = iter(got)
                 for keys, asked in batch:
-                    asked.set_result([next(rest) for _ in keys])
+                    of_these = [next(rest) for _ in keys]
+                    if asked.done():  # nobody waits any more
+                        self._let_go(of_these)
+                    else:
+                        asked.set_result(of_these)
 
-    def _let_go(self, asked: asyncio.Future[Acquired]) -> None:
-        if asked.exception() is not None:
-            return
-        for got in asked.result():
+    def _missed(self, asked: asyncio.Future[Acquired]) -> None:
+        """Whoever asked is gone; what came in the same moment is not to be kept."""
+        if asked.done() and not asked.cancelled() and asked.exception() is None:
+            self._let_go(asked.result())
+
+    def _let_go(self, acquired: Acquired) -> None:
+        for got in acquired:
             if not isinstance(got, Followed):
                 self._tasks.start(got.release(FlightEnd.ABANDONED), name="lease-return")

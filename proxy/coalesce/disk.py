@@ -67,7 +67,12 @@ class DiskCoalescer:
         if self._writer is None:
             idle = self._lease_seconds
             self._writer = SqliteThread(
-                self._path, self._clock, writes=True, idle=self._leases.sweep, idle_seconds=idle
+                self._path,
+                self._clock,
+                writes=True,
+                prepare=self._leases.prepare,
+                idle=self._leases.sweep,
+                idle_seconds=idle,
             )
             self._reader = SqliteThread(self._path, self._clock, writes=False, idle_seconds=idle)
 

@@ -9,7 +9,7 @@ of the program pass the table over.
 
 import sqlite3
 from collections.abc import Sequence
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, cast
 
 from proxy.clock import Clock
 from proxy.coalesce.base import FlightEnd
@@ -28,19 +28,13 @@ _TABLE: Final = (
     "STRICT, WITHOUT ROWID"
 )
 _IS_THERE: Final = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'leases'"
-_LAST: Final = "SELECT max(token) FROM leases WHERE key = ?"
-_HOLDER: Final = (
-    "SELECT token FROM leases "
-    "WHERE key = ? AND ended IS NULL AND ends_at > ? AND ends_at <= ? ORDER BY token DESC LIMIT 1"
-)
+_FENCE_ON: Final = "UPDATE leases SET token = max(?, token + 1) WHERE key = ? RETURNING token"
+_ROWS: Final = "SELECT token, ended, ends_at FROM leases WHERE key = ? ORDER BY token DESC"
 _FOLLOW: Final = "UPDATE leases SET followed = 1 WHERE key = ? AND token = ? AND followed = 0"
 _DROP: Final = "DELETE FROM leases WHERE key = ? AND ended IS NULL"
 _ADD: Final = "INSERT INTO leases (key, token, ends_at) VALUES (?, ?, ?)"
 _RENEW: Final = "UPDATE leases SET ends_at = ? WHERE key = ? AND token = ? AND ended IS NULL"
 _FORGET: Final = "DELETE FROM leases WHERE key = ? AND token = ? AND followed = 0"
-_STORED: Final = (
-    "SELECT 1 FROM leases WHERE key = ? AND ended = 'stored' AND ends_at > ? AND ends_at <= ?"
-)
 _END: Final = (
     "UPDATE leases SET ended = ?, ends_at = ? WHERE key = ? AND token = ? AND ended IS NULL"
 )
@@ -53,11 +47,18 @@ _SWEEP: Final = "DELETE FROM leases WHERE key <> ? AND (ends_at <= ? OR ends_at 
 
 
 class DiskLeases:
-    """Jobs for a thread: each takes a connection; those that write expect a transaction."""
+    """Jobs for a thread: each takes a connection; those that write expect a transaction.
+
+    `prepare` comes first.
+    """
 
     def __init__(self, clock: Clock, *, lease_seconds: float) -> None:
         self._clock = clock
         self._lease_seconds = lease_seconds
+
+    def prepare(self, file: sqlite3.Connection) -> None:
+        """Have the table; once for each connection that writes, outside of transactions."""
+        file.execute(_TABLE)
 
     def acquire(
         self, file: sqlite3.Connection, keys: Sequence[str]
@@ -66,34 +67,28 @@ class DiskLeases:
 
         Then, for each, whether it was free with an entry stored lately.
         """
-        file.execute(_TABLE)
         now = self._clock.wall()
-        (last,) = file.execute(_LAST, (_FENCE,)).fetchone()
-        token = max(int(now * _MICROSECONDS), (last or 0) + 1)
+        token = self._next_token(file, now)
         holders, lately = [], []
         for key in keys:
-            holder = file.execute(_HOLDER, (key, now, self._latest(now))).fetchone()
-            stored = file.execute(_STORED, (key, now, self._latest(now))).fetchone()
-            lately.append(holder is None and stored is not None)
-            if holder is None:
-                file.execute(_DROP, (key,))
-                file.execute(_ADD, (key, token, now + self._lease_seconds))
+            holder, was_stored, is_left = self._found(file, key, now)
+            if holder is not None:
+                file.execute(_FOLLOW, (key, holder))
             else:
-                file.execute(_FOLLOW, (key, *holder))
-            holders.append(None if holder is None else holder[0])
-        file.execute(_DROP, (_FENCE,))
-        file.execute(_ADD, (_FENCE, token, 0.0))
+                if is_left:
+                    file.execute(_DROP, (key,))
+                file.execute(_ADD, (key, token, now + self._lease_seconds))
+            holders.append(holder)
+            lately.append(holder is None and was_stored)
         return token, holders, lately
 
     def renew(self, file: sqlite3.Connection, rows: Sequence[Row]) -> list[bool]:
         """Whether each is still held; if so, it lasts a whole lease time from now."""
-        file.execute(_TABLE)
         ends_at = self._clock.wall() + self._lease_seconds
         return [file.execute(_RENEW, (ends_at, *row)).rowcount == 1 for row in rows]
 
     def release(self, file: sqlite3.Connection, ends: Sequence[tuple[Row, FlightEnd]]) -> None:
         """Give the keys free; where somebody follows, say for a lease time how it ended."""
-        file.execute(_TABLE)
         now = self._clock.wall()
         followed_until = now + self._lease_seconds
         stored_until = now + min(_LATELY_SECONDS, self._lease_seconds)
@@ -111,9 +106,31 @@ class DiskLeases:
 
     def sweep(self, file: sqlite3.Connection) -> None:
         """Remove what is over, in a transaction of its own."""
-        file.execute(_TABLE)
         now = self._clock.wall()
         file.execute(_SWEEP, (_FENCE, now, self._latest(now)))
+
+    def _next_token(self, file: sqlite3.Connection, now: float) -> int:
+        """Above every token given before, also where the clock stepped back."""
+        token = int(now * _MICROSECONDS)
+        for (moved_on,) in file.execute(_FENCE_ON, (token, _FENCE)).fetchall():
+            return cast("int", moved_on)
+        file.execute(_ADD, (_FENCE, token, 0.0))
+        return token
+
+    def _found(
+        self, file: sqlite3.Connection, key: str, now: float
+    ) -> tuple[int | None, bool, bool]:
+        """The token of who holds the key, if its entry was stored lately, and if a row is left."""
+        holder, was_stored, is_left = None, False, False
+        for token, ended, ends_at in file.execute(_ROWS, (key,)).fetchall():
+            is_in_force = now < ends_at <= self._latest(now)
+            if ended is None and is_in_force:
+                holder = token if holder is None else holder
+            elif ended is None:
+                is_left = True
+            elif ended == FlightEnd.STORED and is_in_force:
+                was_stored = True
+        return holder, was_stored, is_left
 
     def _end_of(self, file: sqlite3.Connection, row: Row) -> FlightEnd | None:
         found = file.execute(_LOOK, row).fetchone()

@@ -65,28 +65,16 @@ class SseParser:
         """The events that `raw` finishes. Raises `EventTooLarge`, and is of no use after that."""
         if not raw:
             return []
-        if not self._held and (blank := self._one_line_event(raw)):
+        if self._started and not self._held and (blank := _one_data_line(raw)):
             if len(raw) > self._max_event_bytes:
                 raise EventTooLarge(raw)
-            return [self._event(raw, raw[:-blank])]
+            return [SseEvent(raw[6:-blank], b"", raw)]
         if self._may_finish(raw):
             return self._split(raw)
         self._hold(raw)
         if self._held_bytes > self._max_event_bytes:
             raise EventTooLarge(self.pending)
         return []
-
-    def _one_line_event(self, raw: bytes) -> int:
-        """By far the most common read: one event of one line. The length of its blank line."""
-        size = len(raw)
-        if not raw.endswith(b"\n"):
-            return 0
-        first = raw.find(b"\n")
-        if first == size - 2 and b"\r" not in raw:
-            return 2
-        if first == size - 3 and raw.endswith(b"\r\n\r\n") and raw.find(b"\r") == size - 4:
-            return 4
-        return 0
 
     def _may_finish(self, raw: bytes) -> bool:
         if b"\n\n" in raw or b"\r" in raw:
@@ -144,3 +132,14 @@ class SseParser:
             elif name == b"event":
                 event = value.removeprefix(b" ")
         return SseEvent(b"\n".join(data), event, raw)
+
+
+def _one_data_line(raw: bytes) -> int:
+    """By far the most common read: one event of one line of data. The length of its blank line."""
+    if raw.startswith(b"data: "):
+        first = raw.find(b"\n")
+        if first == len(raw) - 2 and raw.endswith(b"\n") and b"\r" not in raw:
+            return 2
+        if first == len(raw) - 3 and raw.endswith(b"\r\n\r\n") and raw.find(b"\r") == first - 1:
+            return 4
+    return 0

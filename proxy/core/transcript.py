@@ -58,10 +58,12 @@ def _count(value: object) -> int:
 class Transcript:
     """Takes the data of each event of a chat stream (not `[DONE]`), in order."""
 
-    __slots__ = ("_choices", "_top", "_usage", "contradicts", "error")
+    __slots__ = ("_choices", "_same", "_top", "_usage", "contradicts", "error")
 
     def __init__(self) -> None:
         self._top: dict[str, Any] = {}
+        self._same: dict[str, Any] | None = None
+        """The last chunk's members, where a chunk that has the same ones changes nothing."""
         self._choices: dict[int, _Choice] = {}
         self._usage: dict[str, Any] | None = None
         self.error = False
@@ -75,18 +77,14 @@ class Transcript:
             raise NotAChunk(str(error)) from error
         if not isinstance(chunk, dict):
             raise NotAChunk("a chunk is a JSON object")
-        top = self._top
-        for name, value in chunk.items():
-            if name == "choices":
-                self._add_choices(value)
-            elif name == "usage":
-                self._usage = value if isinstance(value, dict) else self._usage
-            elif name == "error":
-                self.error = self.error or value is not None
-            elif value is None:
-                top.setdefault(name, None)
-            elif name not in _FIRST_NON_EMPTY or not top.get(name):
-                top[name] = value
+        choices, usage = chunk.pop("choices", None), chunk.pop("usage", None)
+        chunk.pop("obfuscation", None)
+        if chunk != self._same:
+            self._add_members(chunk)
+        if choices is not None:
+            self._add_choices(choices)
+        if isinstance(usage, dict):
+            self._usage = usage
 
     @property
     def usage(self) -> Usage | None:
@@ -114,16 +112,29 @@ class Transcript:
         """
         if self.contradicts:
             raise NotAssemblable("the chunks contradict each other")
-        top = {name: self._top[name] for name in self._top if name != "obfuscation"}
         choices = [self._choices[index].finished() for index in sorted(self._choices)]
-        completion = {**top, "object": "chat.completion", "choices": choices}
+        completion = {**self._top, "object": "chat.completion", "choices": choices}
         if self._usage is not None:
             completion["usage"] = self._usage
         return completion
 
+    def _add_members(self, members: dict[str, Any]) -> None:
+        top = self._top
+        for name, value in members.items():
+            if name == "error":
+                self.error = self.error or value is not None
+            elif value is None:
+                top.setdefault(name, None)
+            elif name not in _FIRST_NON_EMPTY or not top.get(name):
+                top[name] = value
+        # To Python numbers are the same that are spelled differently: of these the last one counts.
+        is_exact = all(
+            value is None or isinstance(value, str) or name in _FIRST_NON_EMPTY
+            for name, value in members.items()
+        )
+        self._same = members if is_exact else None
+
     def _add_choices(self, choices: object) -> None:
-        if choices is None:
-            return
         if not isinstance(choices, list):
             raise NotAChunk("`choices` is a list")
         for choice in choices:
@@ -154,6 +165,8 @@ class _Choice:
 
     def add(self, choice: Mapping[str, Any]) -> None:
         for name, value in choice.items():
+            if name == "index":
+                continue
             if name == "delta":
                 if isinstance(value, dict):
                     _merge(self._message, value)
@@ -166,7 +179,7 @@ class _Choice:
                 raise NotAssemblable("a chunk carries a delta, not a message")
             elif value is None:
                 self._fields.setdefault(name, None)
-            elif name != "index":
+            else:
                 _settle(self._fields, name, value)
 
     def finished(self) -> dict[str, Any]:
@@ -210,7 +223,9 @@ def _merge(into: dict[str, Any], delta: Mapping[str, Any], depth: int = 0) -> No
         raise NotAssemblable("nested too deeply")
     for name, value in delta.items():
         held = into.get(name)
-        if value is None:
+        if isinstance(held, _Text) and isinstance(value, str):
+            held.append(value)
+        elif value is None:
             into.setdefault(name, None)
         elif held is None and not isinstance(value, list):
             into[name] = value
@@ -238,9 +253,6 @@ def _with_parts(name: str, held: Any, value: dict[str, Any] | list[Any], depth: 
 
 
 def _with_text(name: str, held: object, piece: str) -> object:
-    if isinstance(held, _Text):
-        held.append(piece)
-        return held
     if not isinstance(held, str):
         raise NotAssemblable(f"`{name}` is a string and is not")
     if not held or not piece:

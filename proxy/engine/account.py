@@ -1,7 +1,9 @@
 """The account of one client's call: its outcome, told once, when it is over."""
 
-from dataclasses import replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import fields
+from operator import attrgetter
+from typing import Any, Final
 
 from proxy.clock import Clock
 from proxy.core.outcome import Outcome
@@ -21,6 +23,18 @@ def answerer(exchange: Exchange) -> dict[str, Any]:
     }
 
 
+_PLACES: Final = {member.name: place for place, member in enumerate(fields(Outcome))}
+_members_of: Final = attrgetter(*_PLACES)
+
+
+def changed(outcome: Outcome, changes: Mapping[str, Any]) -> Outcome:
+    """What `dataclasses.replace` makes; that takes longer than all else that is told of a miss."""
+    values = list(_members_of(outcome))
+    for name, value in changes.items():
+        values[_PLACES[name]] = value
+    return Outcome(*values)
+
+
 class Account:
     """Gathers what becomes of a call, and tells it. `started` is monotonic seconds."""
 
@@ -31,14 +45,14 @@ class Account:
         self._started = started
         self._told = False
         self._collapsed = False
-        # Put into the outcome when that is asked for: each `replace` costs several microseconds.
+        # Put into the outcome when that is asked for: each change makes a new one.
         self._changes: dict[str, Any] = {}
 
     @property
     def outcome(self) -> Outcome:
         """What is known by now."""
         if self._changes:
-            self._outcome = replace(self._outcome, **self._changes)
+            self._outcome = changed(self._outcome, self._changes)
             self._changes = {}
         return self._outcome
 

@@ -41,6 +41,7 @@ class Broadcast:
         self._pieces: list[Piece] = []
         self._first = 0  # the number of the first piece that is held
         self._held = 0
+        self._came = 0  # bytes, in all
         self._readers: set[Reader] = set()
         self._source: asyncio.Future[None] | None = None
         self._hurries = 0
@@ -76,6 +77,7 @@ class Broadcast:
             self.terminal = self.end
         self._pieces.append(piece)
         self._held += len(piece.whole)
+        self._came += len(piece.whole)
         if self._held > self._max_bytes:
             self._keeps = False
             self._let_go()
@@ -89,7 +91,7 @@ class Broadcast:
 
     def reader(self, *, trimmed: bool) -> "Reader":
         """A new reader, at the first piece that is held."""
-        reader = Reader(self, self._first, trimmed=trimmed)
+        reader = Reader(self, self._first, self._came - self._held, trimmed=trimmed)
         self._readers.add(reader)
         self._move_on()
         return reader
@@ -98,6 +100,15 @@ class Broadcast:
         """All that is held."""
         return b"".join([piece.whole for piece in self._pieces])
 
+    @property
+    def has_room(self) -> bool:
+        """Whether `room` would return at once."""
+        if not self._readers or self._hurries > 0:
+            return True
+        ahead = self._came - max([reader.passed for reader in self._readers])
+        # One that is farther behind than what is held is cut off, and no reason to wait.
+        return ahead < self._ahead_bytes or ahead > self._held
+
     async def room(self, patience_seconds: float | None = None) -> None:
         """Return when the fastest reader is near enough; at once where nobody reads.
 
@@ -105,7 +116,7 @@ class Broadcast:
         than `patience_seconds`, once, as long as all is held.
         """
         limit = patience_seconds if self._keeps else None
-        if self._may_go_on() or (limit is not None and not self._has_patience):
+        if self.has_room or (limit is not None and not self._has_patience):
             return
         try:
             async with asyncio.timeout(limit):
@@ -114,7 +125,7 @@ class Broadcast:
             self._has_patience = False
 
     async def _near(self) -> None:
-        while not self._may_go_on():
+        while not self.has_room:
             self._source = asyncio.get_running_loop().create_future()
             try:
                 await self._source
@@ -133,22 +144,30 @@ class Broadcast:
 
     # What follows is for readers.
 
-    def take(self, number: int, *, trimmed: bool) -> tuple[bytes, int] | None:
-        """The bytes from piece `number` on, and the number to go on with; None: nothing yet."""
-        if number < self._first:
+    def take(self, reader: "Reader", *, trimmed: bool) -> bytes | None:
+        """The bytes from where the reader is, which moves on; None: nothing yet."""
+        at = reader.number - self._first
+        if at < 0:
             raise CutOff("The client read so slowly that a part of the answer is gone.")
-        if number == self.end:
+        left = len(self._pieces) - at
+        if left == 0:
             return None
+        if left == 1:  # as it is with everyone who keeps up
+            piece = self._pieces[at]
+            reader.number += 1
+            reader.passed += len(piece.whole)
+            return piece.trimmed if trimmed else piece.whole
         taken: list[bytes] = []
         size = 0
-        while number < self.end:
-            piece = self._pieces[number - self._first]
+        for place in range(at, len(self._pieces)):
+            piece = self._pieces[place]
             taken.append(piece.trimmed if trimmed else piece.whole)
-            number += 1
             size += len(piece.whole)
             if size >= _LONGEST_READ:
                 break
-        return (taken[0] if len(taken) == 1 else b"".join(taken)), number
+        reader.number += len(taken)
+        reader.passed += size
+        return b"".join(taken)
 
     def moved(self) -> None:
         """A reader has read something."""
@@ -160,10 +179,6 @@ class Broadcast:
         """This reader reads no more."""
         self._readers.discard(reader)
         self.moved()
-
-    def _is_near(self) -> bool:
-        ahead = self._pieces[self._fastest() - self._first :]
-        return sum(len(piece.whole) for piece in ahead) < self._ahead_bytes
 
     def _fastest(self) -> int:
         if self._hurries:
@@ -185,11 +200,8 @@ class Broadcast:
             self._held -= dropped
 
     def _move_on(self) -> None:
-        if self._source is not None and not self._source.done() and self._may_go_on():
+        if self._source is not None and not self._source.done() and self.has_room:
             self._source.set_result(None)
-
-    def _may_go_on(self) -> bool:
-        return not self._readers or self._hurries > 0 or self._is_near()
 
     def _wake(self) -> None:
         for reader in self._readers:
@@ -199,14 +211,16 @@ class Broadcast:
 class Reader:
     """One reader of a broadcast; leave it when done."""
 
-    __slots__ = ("_broadcast", "_news", "_trimmed", "number")
+    __slots__ = ("_broadcast", "_news", "_trimmed", "number", "passed")
 
-    def __init__(self, broadcast: Broadcast, number: int, *, trimmed: bool) -> None:
+    def __init__(self, broadcast: Broadcast, number: int, passed: int, *, trimmed: bool) -> None:
         self._broadcast = broadcast
         self._trimmed = trimmed
         self._news: asyncio.Future[None] | None = None
         self.number = number
         """The number of the piece that is read next."""
+        self.passed = passed
+        """The bytes of all pieces before that one, read or let go."""
 
     async def read(self) -> bytes | None:
         """The next bytes, as many as are there; None at the end.
@@ -215,9 +229,8 @@ class Reader:
         """
         broadcast = self._broadcast
         while True:
-            taken = broadcast.take(self.number, trimmed=self._trimmed)
-            if taken is not None:
-                chunk, self.number = taken
+            chunk = broadcast.take(self, trimmed=self._trimmed)
+            if chunk is not None:
                 broadcast.moved()
                 if chunk:
                     return chunk
@@ -226,7 +239,11 @@ class Reader:
                     raise broadcast.error
                 return None
             else:
-                await self._wait()
+                self._news = asyncio.get_running_loop().create_future()
+                try:
+                    await self._news
+                finally:
+                    self._news = None
 
     @property
     def has_terminal(self) -> bool:
@@ -242,10 +259,3 @@ class Reader:
     def leave(self) -> None:
         """Read no more; safe to call twice."""
         self._broadcast.leave(self)
-
-    async def _wait(self) -> None:
-        self._news = asyncio.get_running_loop().create_future()
-        try:
-            await self._news
-        finally:
-            self._news = None

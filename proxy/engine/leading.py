@@ -106,11 +106,19 @@ class _Stream:
         await flight.reading()
         try:
             async for raw in response.aiter_raw():
-                await self._take(raw)
-                if self._is_worthless and flight.is_unattended and not flight.is_shared_elsewhere:
+                plain = self._read_along(raw)
+                terminal = self._recorder.saw_terminal
+                if terminal:
+                    await self._judge(ended_well=True)
+                flight.feed.take(plain if self._plain else raw, terminal=terminal)
+                is_worthless = self._is_worthless
+                if terminal or is_worthless:
+                    self._land()  # who waits for the entry need not wait for the rest
+                if is_worthless and flight.is_unattended and not flight.is_shared_elsewhere:
                     flight.abandon()  # whoever begins to read along now must not take it for whole
                     break
-                await flight.body.room(flight.patience_seconds)
+                if not flight.body.has_room:
+                    await flight.body.room(flight.patience_seconds)
         except UpstreamError:
             await self._judge(ended_well=False)
             raise
@@ -144,15 +152,6 @@ class _Stream:
     def _is_worthless(self) -> bool:
         """True once it is known that nothing will be stored."""
         return self._decoder is None or self._recorder.is_refused
-
-    async def _take(self, raw: bytes) -> None:
-        plain = self._read_along(raw)
-        terminal = self._recorder.saw_terminal
-        if terminal:
-            await self._judge(ended_well=True)
-        self._flight.feed.take(plain if self._plain else raw, terminal=terminal)
-        if terminal or self._is_worthless:
-            self._land()  # who waits for the entry need not wait for the rest
 
     def _land(self) -> None:
         _land(self._flight, self._settlement)

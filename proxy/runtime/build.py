@@ -23,7 +23,7 @@ from proxy.settings.models import (
     UpstreamSettings,
     WeightedKey,
 )
-from proxy.stores.base import Store
+from proxy.stores.base import LookUpObserver, Store
 from proxy.stores.disk import DiskStore
 from proxy.stores.memory import MemoryStore
 from proxy.stores.tiered import TieredStore
@@ -38,8 +38,8 @@ from proxy.upstream.router import Route, Router
 _ACCOUNT_HEADERS = ("openai-organization", "openai-project")
 
 
-def build_tiers(settings: Settings, clock: Clock) -> list[Store]:
-    """The tiers in the order to ask."""
+def build_tiers(settings: Settings, clock: Clock, observer: LookUpObserver) -> list[Store]:
+    """The tiers in the order to ask; `observer` is told of look-ups that leave the process."""
     store = settings.store
     tiers: list[Store] = []
     for tier in store.resolved_tiers:
@@ -53,16 +53,17 @@ def build_tiers(settings: Settings, clock: Clock) -> list[Store]:
                         max_bytes=store.disk.max_bytes,
                         sweep_interval_seconds=store.disk.sweep_interval_seconds,
                         clock=clock,
+                        observer=observer,
                     )
                 )
             case Tier.REDIS:
-                tiers.append(_redis(store.redis, clock))
+                tiers.append(_redis(store.redis, clock, observer))
             case Tier.AUTO:
                 raise AssertionError("resolved_tiers leaves no `auto`")
     return tiers
 
 
-def _redis(redis: RedisSettings, clock: Clock) -> Store:
+def _redis(redis: RedisSettings, clock: Clock, observer: LookUpObserver) -> Store:
     from proxy.stores.redis import RedisStore  # noqa: PLC0415  # its client costs 0.2 s and 15 MB
 
     assert redis.url is not None, "the settings refuse this tier without a URL"
@@ -77,6 +78,7 @@ def _redis(redis: RedisSettings, clock: Clock) -> Store:
         retry_seconds=redis.retry_seconds,
         ca_file=str(redis.ca_file) if redis.ca_file is not None else None,
         clock=clock,
+        observer=observer,
     )
 
 

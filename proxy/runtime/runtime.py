@@ -108,7 +108,7 @@ class Runtime:
         self._settings = settings
         self._latest = settings
         self._background = TaskGroup()
-        self._tiers: list[Store] = build_tiers(settings, self.clock)
+        self._tiers: list[Store] = build_tiers(settings, self.clock, self.metrics)
         self._store = combine(self._tiers)
         self._request_log: RequestLog | None = None
         observers: list[Observer] = [self.metrics]

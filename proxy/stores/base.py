@@ -23,6 +23,14 @@ class StoreStats:
     max_bytes: int | None = None
 
 
+class LookUpObserver(Protocol):
+    """Is told of each round trip that look-ups took."""
+
+    def looked_up(self, store: str, keys: int) -> None:
+        """One round trip to the store of this name, for so many keys."""
+        ...
+
+
 class Store(Protocol):
     """A bounded, expiring map from store keys to bytes.
 

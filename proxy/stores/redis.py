@@ -18,7 +18,7 @@ from proxy.backends.redis_dial import Command
 from proxy.backends.redis_guard import GuardedRedis
 from proxy.clock import Clock
 from proxy.errors import StoreUnavailable
-from proxy.stores.base import Put, StoreStats
+from proxy.stores.base import LookUpObserver, Put, StoreStats
 from proxy.stores.batcher import Batcher
 from proxy.tasks import TaskGroup
 
@@ -55,7 +55,9 @@ class RedisStore:
         retry_seconds: float = 1.0,
         ca_file: str | None = None,
         max_value_bytes: int = 1024 * 1024,
+        observer: LookUpObserver | None = None,
     ) -> None:
+        self._observer = observer
         self._max_value_bytes = max_value_bytes
         self._timeout_seconds = timeout_seconds
         self._write_timeout_seconds = write_timeout_seconds
@@ -157,6 +159,8 @@ class RedisStore:
 
     async def _fetch(self, keys: Sequence[str]) -> list[bytes | None]:
         """One MGET; a key that holds something else than a string comes back as None."""
+        if self._observer is not None:
+            self._observer.looked_up(self.name, len(keys))
         (values,) = await self._redis.exchange([("MGET", *keys)], self._timeout_seconds)
         self._checked(values, lambda reply: _are_values(reply, len(keys)))
         return cast("list[bytes | None]", values)

@@ -1,6 +1,7 @@
 """Which headers pass a hop (RFC 9110 section 7.6.1), and where the key is placed. Pure."""
 
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 
 from proxy.core.client_deadline import HEADER as DEADLINE
 from proxy.core.wire import Headers, header
@@ -30,13 +31,7 @@ _CREDENTIALS = frozenset({b"authorization", b"api-key", b"x-api-key", b"x-goog-a
 
 def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
     """`headers` without the hop-by-hop ones and those that `Connection` names; order kept."""
-    kept = [(name, value, name.lower()) for name, value in headers]
-    named = _named_by_connection(kept)
-    return tuple(
-        (name, value)
-        for name, value, lower in kept
-        if lower not in HOP_BY_HOP and lower not in named
-    )
+    return tuple([(name, value) for name, value, _ in _kept(headers)])
 
 
 def for_upstream(
@@ -60,17 +55,20 @@ def for_upstream(
         refused -= {b"content-length"}
     if secret is not None or strip_credentials:
         refused |= _CREDENTIALS | {auth}
-    passed = [(n.lower(), v) for n, v in end_to_end(headers) if n.lower() not in refused]
+    passed = [(lower, value) for _, value, lower in _kept(headers) if lower not in refused]
     if secret is not None:
         own = [pair for pair in own if pair[0] != auth]
         own.append((auth, f"{config.auth_scheme} {secret.value}".strip().encode()))
     return (*passed, *own)
 
 
-def _named_by_connection(headers: list[tuple[bytes, bytes, bytes]]) -> set[bytes]:
-    return {
-        token.strip().lower()
-        for _, value, lower in headers
-        if lower == b"connection"
-        for token in value.split(b",")
-    }
+def _kept(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes, bytes]]:
+    """The end-to-end ones, each with its name in lower case as well."""
+    dropped: AbstractSet[bytes] = HOP_BY_HOP
+    kept = []
+    for name, value in headers:
+        lower = name.lower()
+        if lower == b"connection":
+            dropped = dropped | {token.strip().lower() for token in value.split(b",")}
+        kept.append((name, value, lower))
+    return [each for each in kept if each[2] not in dropped]

@@ -15,6 +15,7 @@ from proxy.clock import SystemClock
 from proxy.errors import StoreUnavailable
 from proxy.stores.base import Put
 from proxy.stores.redis import RedisStore
+from tests.fakes import RoundTrips
 from tests.integration.redis_server import (
     RedisServer,
     free_port,
@@ -340,14 +341,18 @@ async def test_B50_what_is_too_large_to_be_read_in_time_is_not_kept(server: Redi
     await store.close()
 
 
-async def test_look_ups_of_one_turn_share_one_round_trip(
-    server: RedisServer, store: RedisStore
-) -> None:
+async def test_look_ups_of_one_turn_share_one_round_trip(server: RedisServer) -> None:
+    trips = RoundTrips()
+    store = RedisStore(
+        server.url, clock=SystemClock(), timeout_seconds=READ_SECONDS, observer=trips
+    )
     await store.put_many([key_value(i) for i in range(60)])
     await asyncio.gather(*(get(store, f"k{i}") for i in range(60)))
     stats = server.command("INFO", "commandstats")
     assert b"cmdstat_mget:calls=1," in stats
     assert b"cmdstat_get:" not in stats
+    assert trips.taken == [("redis", 60)]
+    await store.close()
 
 
 async def test_B50_a_server_out_of_memory_fails_writes_and_spares_reads(

@@ -38,6 +38,18 @@ def samples(metrics: Metrics) -> dict[str, float]:
     }
 
 
+def test_look_ups_and_their_round_trips_count_for_each_store() -> None:
+    metrics = Metrics({})
+    for store, keys in (("redis", 3), ("redis", 1), ("disk", 2)):
+        metrics.looked_up(store, keys)
+    assert samples(metrics) == {
+        "store_lookups_total redis": 4,
+        "store_round_trips_total redis": 2,
+        "store_lookups_total disk": 2,
+        "store_round_trips_total disk": 1,
+    }
+
+
 @pytest.mark.parametrize(
     ("told", "expected"),
     [

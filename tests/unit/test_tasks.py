@@ -158,3 +158,21 @@ async def test_an_empty_group_ends_at_once() -> None:
     await group.cancel()
 
     assert len(group) == 0
+
+
+async def test_a_task_that_was_started_elsewhere_is_held_until_it_is_let_go() -> None:
+    group = TaskGroup()
+    done = asyncio.Event()
+    task = asyncio.get_running_loop().create_task(done.wait())
+
+    group.adopt(task, name="request")
+    assert group.count("request") == 1
+    drained = asyncio.gather(group.drain(GRACE))
+    await turns()
+    assert not drained.done()
+    done.set()
+    await task
+    group.let_go(task)
+    await drained
+
+    assert group.count("request") == 0

@@ -129,3 +129,19 @@ async def test_B50_a_failure_that_comes_for_nobody_is_no_news(
     again = await acquisitions.wait(["late"])
     assert again is not None
     assert not isinstance(again[0], Followed)
+
+
+async def test_what_comes_in_the_moment_in_which_its_caller_goes_is_let_go_of(
+    trips: Trips, tasks: TaskGroup
+) -> None:
+    async def acquire(keys: Sequence[str]) -> Acquired:
+        got = await trips.acquire(keys)
+        asyncio.get_running_loop().call_soon(gone.cancel)  # before the caller is woken
+        return got
+
+    acquisitions = Acquisitions(acquire, tasks, timeout_seconds=5.0)
+    gone = asyncio.ensure_future(acquisitions.wait(["k"]))
+    with pytest.raises(asyncio.CancelledError):
+        await gone
+    await until(lambda: not trips.medium.held)
+    assert [flight.end for flight in trips.medium.flights] == [FlightEnd.ABANDONED]

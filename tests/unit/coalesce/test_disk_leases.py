@@ -10,6 +10,7 @@ from tests.fakes import FakeClock
 def test_B50_an_end_that_another_version_told_sends_followers_on() -> None:
     leases = DiskLeases(FakeClock(), lease_seconds=5.0)
     file = sqlite3.connect(":memory:")
+    leases.prepare(file)
     token = leases.acquire(file, ["k"])[0]
     leases.acquire(file, ["k"])  # somebody follows
     file.execute("UPDATE leases SET ended = 'novel' WHERE key = 'k'")

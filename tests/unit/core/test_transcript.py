@@ -386,3 +386,20 @@ def test_a_chunk_with_a_message_in_place_of_a_delta_is_no_stream() -> None:
     transcript = _transcript({**TOP, "choices": [{"index": 0, "message": {"content": "a"}}]})
     with pytest.raises(NotAssemblable):
         transcript.completion()
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [(1, True), (1, 1.0), ({"a": 1}, {"a": True}), ([0], [False])]
+)
+def test_of_members_that_python_takes_for_the_same_the_last_one_counts(
+    first: object, second: object
+) -> None:
+    transcript = _transcript({**TOP, "x": first}, {**TOP, "x": second})
+    assert orjson.dumps(transcript.completion()["x"]) == orjson.dumps(second)
+
+
+def test_padding_of_the_delivery_is_left_out_and_changes_nothing_else() -> None:
+    chunks = [{**_chunk({"content": text}), "obfuscation": text * 3} for text in "abc"]
+    completion = _transcript(*chunks).completion()
+    assert "obfuscation" not in completion
+    assert completion["choices"][0]["message"]["content"] == "abc"

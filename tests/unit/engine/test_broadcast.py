@@ -249,3 +249,14 @@ async def test_B43_beyond_what_is_held_the_source_waits_however_long() -> None:
     assert not waiting.done()
     await reader.read()
     await waiting
+
+
+async def test_B43_the_source_waits_for_no_reader_that_is_cut_off_already() -> None:
+    body = Broadcast(max_bytes=100, keeps=True)
+    cut_off = body.reader(trimmed=False)
+    with body.hurried():
+        for _ in range(100):
+            body.append(piece(b"x" * 10))
+    await body.room()
+    with pytest.raises(CutOff):
+        await cut_off.read()

@@ -18,7 +18,7 @@ from proxy.clock import SystemClock
 from proxy.errors import StoreUnavailable
 from proxy.stores.base import Put
 from proxy.stores.disk import DiskStore
-from tests.fakes import FakeClock
+from tests.fakes import FakeClock, RoundTrips
 from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -189,6 +189,25 @@ async def test_a_hit_writes_nothing(store: DiskStore, path: Path, clock: FakeClo
         assert await get(store, "a")
     after = path.with_name(f"{path.name}-wal").stat()
     assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+async def test_look_ups_of_one_turn_are_one_round_trip_and_each_gets_its_own(
+    path: Path, clock: FakeClock
+) -> None:
+    trips = RoundTrips()
+    store = DiskStore(
+        path, clock=clock, max_bytes=MAX_BYTES, read_timeout_seconds=60.0, observer=trips
+    )
+    await store.open()
+    await store.put_many([put(clock, f"k{i}", b"v%d" % i) for i in range(0, 60, 2)])
+    await store.put_many([put(clock, "k1", b"gone", ttl=1.0)])
+    clock.advance(2.0)
+
+    found = await asyncio.gather(*(get(store, f"k{i}") for i in range(60)))
+
+    assert found == [None if i % 2 else b"v%d" % i for i in range(60)]
+    assert trips.taken == [("disk", 60)]
+    await store.close()
 
 
 async def test_B50_a_file_system_that_hangs_costs_misses_and_is_left_alone(
