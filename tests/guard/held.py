@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import orjson
 
-from proxy.cli.serve import event_loop
+from proxy.workers.server import event_loop
 from tests.guard.counting import Counts, Tally, tally
 from tests.guard.served import served
 

@@ -15,9 +15,9 @@ import orjson
 import yaml
 from uvicorn.server import ServerState
 
-from proxy.cli.serve import server_config
 from proxy.edge.app import create_app
 from proxy.settings.load import load_settings
+from proxy.workers.server import server_config
 
 EVENTS: Final = 16
 _TURNS: Final = 50  # more than it takes to store an answer and to let go of a request
