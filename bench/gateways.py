@@ -16,12 +16,29 @@ import yaml
 
 from bench.machine import SERVER_CORE
 from bench.processes import HOST, Running, free_port, started
+from bench.question import Question
 
 ROOT = Path(__file__).parents[1]
 _SCRIPT = ROOT / "scripts" / "bench-peer.sh"
 _PLACE = ROOT / ".cache" / "bench"
 # LiteLLM takes 12 to 23 seconds.
 _START_SECONDS = 120.0
+_TENSORZERO = """\
+[gateway]
+observability.enabled = false
+[models.gpt-4o]
+routing = ["bench"]
+[models.gpt-4o.providers.bench]
+type = "openai"
+model_name = "gpt-4o"
+api_base = "{behind}/v1/"
+api_key_location = "none"
+"""
+TENSORZERO_QUESTION = Question(
+    path="/openai/v1/chat/completions",
+    model="tensorzero::model_name::gpt-4o",
+    extra='"tensorzero::cache_options":{"enabled":"on"},',
+)
 # Its value is the key of the entry.
 LITELLM_HIT_HEADER = ("x-litellm-cache-key", "")
 
@@ -50,14 +67,32 @@ def litellm(behind: Running, store: Running | None) -> Iterator[Running]:
         (root / "config.yaml").write_text(yaml.safe_dump(settings))
         program = str(_environment("litellm") / "bin" / "litellm")
         command = [program, "--config", "config.yaml", "--host", HOST, "--port", str(port)]
-        # Else it fetches a list of prices when it starts.
-        env = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
+        env = {
+            "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
+            "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # else it fetches a list of prices
+            "LITELLM_LOG": "ERROR",
+        }
         with _up(command, port, root, env) as running:
             yield running
 
 
 @contextmanager
-def _up(command: list[str], port: int, root: Path, env: dict[str, str]) -> Iterator[Running]:
+def tensorzero(behind: Running, store: Running) -> Iterator[Running]:
+    """TensorZero's gateway with its cache in Redis; it has none in memory. Raises Unavailable."""
+    with tempfile.TemporaryDirectory(prefix="magic-proxy-bench-") as directory:
+        root = Path(directory)
+        (root / "gateway.toml").write_text(_TENSORZERO.format(behind=behind.url))
+        program = str(_environment("tensorzero") / "bin" / "python")
+        script = str(Path(__file__).with_name("tensorzero_gateway.py"))
+        port = root / "port"
+        command = [program, script, "gateway.toml", f"redis://{HOST}:{store.port}", str(port)]
+        env = {"TENSORZERO_DISABLE_PSEUDONYMOUS_USAGE_ANALYTICS": "1"}
+        with _up(command, port, root, env) as running:
+            yield running
+
+
+@contextmanager
+def _up(command: list[str], port: int | Path, root: Path, env: dict[str, str]) -> Iterator[Running]:
     """A server in a directory of its own: some read `.env` files of where they are started."""
     text = root / "stderr"
     with started(

@@ -81,7 +81,8 @@ def ours(
         given = {"store": "memory"} | dict(settings or {})
         return proxy(around.upstream, given, transport=transport)
 
-    return Kind(title, Group.OURS, **({"starts": starts, "outcome": "hit"} | how))
+    rest: dict[str, Any] = {"starts": starts, "outcome": "hit"} | how
+    return Kind(title, Group.OURS, **rest)
 
 
 def _on_redis(around: Around) -> AbstractContextManager[Running]:

@@ -23,6 +23,7 @@ HOST = "127.0.0.1"
 START_SECONDS = 30.0
 _INSTALL = Path(__file__).parents[1] / "scripts" / "apt-install.sh"
 _POLL_SECONDS = 0.002
+_SHOWN_CHARACTERS = 4_000
 _PROXY = (sys.executable, "-c", "from proxy.cli.main import main; main()")
 
 
@@ -70,7 +71,7 @@ def program_version(name: str, flag: str) -> str:
 @contextmanager
 def started(
     command: Sequence[str],
-    port: int,
+    port: int | Path,
     *,
     core: int,
     text: Path,
@@ -80,8 +81,9 @@ def started(
 ) -> Iterator[Running]:
     """Run a server; it listens when the block begins, and has ended when it ends.
 
-    What it writes to stderr stands in `text`; `env` is added to the environment. Raises
-    RuntimeError where it does not come up within `seconds`.
+    A path for the port is a file that the server writes it to. What it writes to stderr stands in
+    `text`; `env` is added to the environment. Raises RuntimeError where it does not come up within
+    `seconds`.
     """
     with (
         text.open("wb") as errors,
@@ -97,11 +99,12 @@ def started(
         pin(server.pid, core)
         try:
             deadline = time.monotonic() + seconds
-            while not _listens(port):
+            while (listens := _listens(port)) is None:
                 if server.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"{command} did not come up:\n{text.read_text()}")
+                    said = text.read_text()[-_SHOWN_CHARACTERS:]
+                    raise RuntimeError(f"{command} did not come up:\n{said}")
                 time.sleep(_POLL_SECONDS)
-            yield Running(server.pid, port)
+            yield Running(server.pid, listens)
         finally:
             server.terminate()
 
@@ -207,9 +210,11 @@ def _module(name: str, *arguments: str, core: int) -> Iterator[Running]:
         yield running
 
 
-def _listens(port: int) -> bool:
+def _listens(at: int | Path) -> int | None:
+    """The port, once somebody listens there."""
+    port = at if isinstance(at, int) else int(at.read_text() or 0) if at.exists() else 0
     with socket.socket() as probe:
-        return probe.connect_ex((HOST, port)) == 0
+        return port if port and probe.connect_ex((HOST, port)) == 0 else None
 
 
 def _env() -> dict[str, str]:
