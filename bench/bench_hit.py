@@ -22,7 +22,7 @@ from bench import chart, goals
 from bench.gateways import peer_version
 from bench.hit_kinds import KINDS, Group
 from bench.hit_report import bars, figures, load_line, sides_table, streams_line
-from bench.hit_run import started, take_turns, warm_up
+from bench.hit_run import started, take_turns
 from bench.hit_turns import Side
 from bench.machine import LOAD_CORE, SERVER_CORE, described, pin
 from bench.processes import program_version
@@ -49,14 +49,13 @@ def main() -> None:
         print("Only one core here: server and load share it, so rates say little.")
     command = f"python -m bench.bench_hit --turns {given.turns} --seconds {given.seconds}"
     with started({name: KINDS[name] for name in given.only}) as (sides, missing):
-        warm_up(sides.values(), given.seconds)
-        patience = take_turns(sides.values(), given.turns, given.seconds, given.patience)
-        about = f"`{command}`: {_versions(sides)} {given.turns} turns; median (range). {patience}"
+        patience, wrong = take_turns(sides, given.turns, given.seconds, given.patience)
+        about = f"`{command}`: {_versions(sides)} {given.turns} turn(s); median (range). {patience}"
         lines = [
-            f"{about} {load_line(sides)}{streams_line(sides)}",
+            f"{about}{load_line(sides)}{streams_line(sides)}",
             "",
             sides_table(sides),
-            *(f"\nLeft out: {each}" for each in missing),
+            *(f"\nLeft out: {each}" for each in missing + wrong),
         ]
         drawn, came = bars(sides), figures(sides)
     publish("hit", "\n".join(lines), write=given.write)

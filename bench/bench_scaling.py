@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 from bench.filling import BATCH, EMBEDDING, fill
 from bench.hit_kinds import KINDS, Kind, ours
-from bench.hit_run import started, take_turns, warm_up
+from bench.hit_run import started, take_turns
 from bench.hit_turns import Side
 from bench.load import Requests
 from bench.machine import LOAD_CORE, allow_descriptors, described, pin
@@ -104,8 +104,8 @@ def measured(grid: Grid, turns: int, seconds: int, patience: float) -> tuple[str
         for side in sides.values():
             while side.kind.is_hot and side.asked < ROUNDS * side.kind.count:
                 side.warm_up(seconds)
-        warm_up(sides.values(), seconds)
-        spent = take_turns(sides.values(), turns, seconds, patience)
+        spent, wrong = take_turns(sides, turns, seconds, patience)
+        assert not wrong, wrong
         return table_of(sides), spent
 
 

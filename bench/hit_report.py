@@ -1,10 +1,12 @@
 """What `bench_hit` came to, as a table and as bars."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from bench.chart import Bar
-from bench.goals import Figures
+from bench.goals import Figures, middle_of
 from bench.hit_turns import Side
+from bench.load import Requests
+from bench.question import CHAT
 from bench.report import middle, table
 
 HEAD = (
@@ -40,16 +42,24 @@ def streams_line(sides: Mapping[str, Side]) -> str:
     events = [turn.figures.event_us for turn in side.turns if turn.figures.event_us is not None]
     size = side.turns[-1].run.bytes / side.turns[-1].run.requests
     return (
-        f" A streamed event, relayed and recorded, took {middle(events)} µs of CPU; a whole stream"
-        f" is {size / 1000:,.0f} KB."
+        f" A streamed event, relayed and recorded, took {middle_of(events)} µs of CPU;"
+        f" a whole stream is {size / 1000:,.0f} KB."
     )
 
 
 def load_line(sides: Mapping[str, Side]) -> str:
-    """What wrk itself took for the requests that are made beforehand."""
-    turns = [turn for side in sides.values() for turn in side.turns]
-    load_us = [turn.run.load_cpu_seconds / turn.run.requests * 1e6 for turn in turns]
-    return f"wrk itself took {middle(load_us)} µs of its core for each request."
+    """What wrk itself took for a request of 2 KB that is always the same."""
+    load_us = [
+        turn.run.load_cpu_seconds / turn.run.requests * 1e6
+        for side in sides.values()
+        if side.kind.requests is Requests.SAME and side.kind.question is CHAT
+        for turn in side.turns
+    ]
+    if not load_us:
+        return ""
+    return (
+        f" wrk itself took {middle(load_us)} µs of its core for a request that is always the same."
+    )
 
 
 def bars(sides: Mapping[str, Side]) -> list[Bar]:
@@ -68,11 +78,14 @@ def bars(sides: Mapping[str, Side]) -> list[Bar]:
 
 def _row(side: Side, yardstick: Side | None) -> list[str]:
     turns = side.turns
+    ratio = ""
+    if yardstick is not None and yardstick is not side:
+        ratio = middle(_ratios(side, yardstick), 2)
     return [
         side.kind.title,
         middle([turn.figures.rate for turn in turns]),
-        middle(_ratios(side, yardstick), 2) if yardstick not in {None, side} else "",
-        middle([turn.figures.cpu_us for turn in turns]),
+        ratio,
+        middle_of([turn.figures.cpu_us for turn in turns]),
         f"{side.median(lambda turn: turn.figures.p50_us) / 1000:,.2f}",
         f"{side.median(lambda turn: turn.figures.p99_us) / 1000:,.2f}",
         f"{side.median(lambda turn: turn.server_share):.0%}",
@@ -82,8 +95,5 @@ def _row(side: Side, yardstick: Side | None) -> list[str]:
 
 
 def _ratios(side: Side, yardstick: Side) -> list[float]:
-    pairs: Sequence[tuple[float, float]] = [
-        (mine.figures.rate, theirs.figures.rate)
-        for mine, theirs in zip(side.turns, yardstick.turns, strict=True)
-    ]
-    return [mine / theirs for mine, theirs in pairs]
+    pairs = zip(side.turns, yardstick.turns, strict=True)
+    return [mine.figures.rate / theirs.figures.rate for mine, theirs in pairs]

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -10,13 +10,14 @@ from typing import TypeVar
 
 from bench.gateways import Unavailable
 from bench.hit_kinds import Around, Kind
-from bench.hit_turns import Side
+from bench.hit_turns import Side, Turn
 from bench.processes import paced, post
 from bench.question import CHAT, HEADERS
 from bench.quiet import Patience, quietly
 
 # The upstream streams as many events, with so many seconds between them: each is read alone.
 EVENTS, EVENT_SECONDS = 60, 0.005
+TRIES = 3
 
 
 Name = TypeVar("Name")
@@ -43,19 +44,33 @@ def started(kinds: Mapping[Name, Kind]) -> Iterator[tuple[dict[Name, Side], list
         yield sides, missing
 
 
-def warm_up(sides: Collection[Side], seconds: int) -> None:
-    """Let each answer for a while, uncounted."""
-    for side in sides:
-        side.warm_up(seconds)
-
-
 def take_turns(
-    sides: Collection[Side], turns: int, seconds: int, patience_seconds: float
-) -> Patience:
-    """Each side once, then each again, and so on; disturbed turns again."""
+    sides: dict[Name, Side], turns: int, seconds: int, patience_seconds: float
+) -> tuple[Patience, list[str]]:
+    """Each side once, then each again, and so on; disturbed turns again.
+
+    A side that does not measure what it says, try after try, is taken out of `sides`; returned is
+    why.
+    """
+    for side in sides.values():
+        side.warm_up(seconds)
     patience = Patience(time.monotonic() + patience_seconds)
+    missing = []
     for number in range(1, turns + 1):
-        for side in sides:
-            side.turns.append(quietly(partial(side.turn, seconds), side.processes, patience))
+        for name, side in list(sides.items()):
+            try:
+                side.turns.append(_one(side, seconds, patience))
+            except AssertionError as wrong:
+                missing.append(str(wrong))
+                del sides[name]
         print(f"turn {number} of {turns}: {patience}", flush=True)
-    return patience
+    return patience, missing
+
+
+def _one(side: Side, seconds: int, patience: Patience, tries: int = TRIES) -> Turn:
+    try:
+        return quietly(partial(side.turn, seconds), side.processes, patience)
+    except AssertionError:
+        if tries == 1:
+            raise
+        return _one(side, seconds, patience, tries - 1)

@@ -9,9 +9,9 @@ PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 GOALS_HEAD = ("path", "goal", "measured", "", "by")
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; all columns but the first are aligned right."""
-    rule = ["---", *("---:" for _ in head[1:])]
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A Markdown table; all columns but the first `left` are aligned right."""
+    rule = [*("---" for _ in head[:left]), *("---:" for _ in head[left:])]
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))
 
 
@@ -31,10 +31,10 @@ def publish(name: str, text: str, *, write: bool) -> None:
 
 def publish_goals(rows: Sequence[Sequence[str]], *, write: bool) -> None:
     """Print rows of the table of goals; with `write`, put them where they stand in the page."""
-    print(table(GOALS_HEAD, rows))
+    print(f"\n{with_rows('', rows)}")
     if write:
         page = PAGE.read_text(encoding="utf-8")
-        page = replaced(page, "goals", lambda old: with_rows(old, GOALS_HEAD, rows))
+        page = replaced(page, "goals", lambda old: with_rows(old, rows))
         PAGE.write_text(page, encoding="utf-8")
 
 
@@ -46,8 +46,8 @@ def replaced(page: str, name: str, new: Callable[[str], str]) -> str:
     return pattern.sub(lambda found: f"{begin}\n{new(found[1].strip())}\n\n{end}", page)
 
 
-def with_rows(old: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table with some rows new: one replaces that whose first two cells are the same."""
+def with_rows(old: str, rows: Sequence[Sequence[str]]) -> str:
+    """The table of goals with some rows new: one replaces that whose first two cells it has."""
     kept = [line.strip("| ").split(" | ") for line in old.splitlines()[2:]]
     by_name = {tuple(row[:2]): row for row in kept} | {tuple(row[:2]): row for row in rows}
-    return table(head, list(by_name.values()))
+    return table(GOALS_HEAD, list(by_name.values()), left=len(GOALS_HEAD))
