@@ -123,4 +123,4 @@ def row(path: str, wanted: str, measured: str, program: str, *, reached: bool) -
 def middle_of(figures: Sequence[float]) -> str:
     """Median and range, with as many digits as say something."""
     median = statistics.median(figures)
-    return middle(figures, 2 if median < 10 else 1 if median < 100 else 0)
+    return middle(figures, 4 if median < 0.1 else 2 if median < 10 else 1 if median < 100 else 0)

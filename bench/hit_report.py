@@ -80,7 +80,7 @@ def _row(side: Side, yardstick: Side | None) -> list[str]:
     turns = side.turns
     ratio = ""
     if yardstick is not None and yardstick is not side:
-        ratio = middle(_ratios(side, yardstick), 2)
+        ratio = middle_of(_ratios(side, yardstick))
     return [
         side.kind.title,
         middle([turn.figures.rate for turn in turns]),

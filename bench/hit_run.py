@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -52,19 +52,23 @@ def take_turns(
     A side that does not measure what it says, try after try, is taken out of `sides`; returned is
     why.
     """
-    for side in sides.values():
-        side.warm_up(seconds)
+    missing = _each(sides, lambda side: side.warm_up(seconds))
     patience = Patience(time.monotonic() + patience_seconds)
-    missing = []
     for number in range(1, turns + 1):
-        for name, side in list(sides.items()):
-            try:
-                side.turns.append(_one(side, seconds, patience))
-            except AssertionError as wrong:
-                missing.append(str(wrong))
-                del sides[name]
+        missing += _each(sides, lambda side: side.turns.append(_one(side, seconds, patience)))
         print(f"turn {number} of {turns}: {patience}", flush=True)
     return patience, missing
+
+
+def _each(sides: dict[Name, Side], work: Callable[[Side], None]) -> list[str]:
+    missing = []
+    for name, side in list(sides.items()):
+        try:
+            work(side)
+        except AssertionError as wrong:
+            missing.append(f"{side.kind.title}: {wrong}")
+            del sides[name]
+    return missing
 
 
 def _one(side: Side, seconds: int, patience: Patience, tries: int = TRIES) -> Turn:
