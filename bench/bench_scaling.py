@@ -153,7 +153,7 @@ def main() -> None:
         "connections": connections_grid,
     }
     command = f"python -m bench.bench_scaling --turns {given.turns} --seconds {given.seconds}"
-    text = [f"`{command}`: {described('uvicorn', 'uvloop')} {given.turns} turns; median (range)."]
+    text = [f"`{command}`: {described('uvicorn', 'uvloop')} {given.turns} turn(s); median (range)."]
     for part in given.only:
         print(f"{part} …", flush=True)
         found, spent = measured(grids[part](), given.turns, given.seconds, given.patience)
