@@ -2,7 +2,8 @@
 
 A process of our own with our own configuration, in a directory of its own; the system's service is
 neither needed nor touched. It is set up to be as fast as it can be on one core: one worker,
-connections kept alive on both sides, no log, the whole body held in memory.
+connections kept alive on both sides, no log, the whole body held in memory, files kept open and
+read without `sendfile` (these two take a fifth off a hit's CPU time).
 """
 
 import os
@@ -24,8 +25,7 @@ pid nginx.pid;
 events {{ worker_connections 4096; }}
 http {{
   access_log off;
-  sendfile on;
-  tcp_nopush on;
+  sendfile off;
   keepalive_requests 1000000000;
   client_body_temp_path body;
   proxy_temp_path proxy;
@@ -38,6 +38,8 @@ http {{
 # Above client_body_buffer_size, $request_body is empty, and different requests get one answer.
 _CACHE = """
   proxy_cache_path cache levels=1:2 keys_zone=bench:16m max_size=1g inactive=1h use_temp_path=off;
+  open_file_cache max=1000 inactive=1h;
+  open_file_cache_valid 1h;
   upstream behind {{ server {behind}; keepalive 32; }}
   server {{
     listen {at} backlog=4096;
