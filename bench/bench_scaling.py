@@ -19,14 +19,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from bench.filling import BATCH, EMBEDDING, fill
+from bench.goals import middle_of
 from bench.hit_kinds import KINDS, Kind, long_settings, ours
 from bench.hit_run import started, take_turns
 from bench.hit_turns import Side
 from bench.load import Requests
 from bench.machine import LOAD_CORE, allow_descriptors, described, pin
 from bench.question import Question
-from bench.quiet import Patience
-from bench.report import middle, publish, table
+from bench.report import publish, table
 
 ENTRIES = (1_000, 10_000, 100_000, 1_000_000)
 # More than these are not asked for beforehand, until all of them are remembered.
@@ -94,25 +94,28 @@ def connections_grid() -> Grid:
     }
 
 
-def measured(grid: Grid, turns: int, seconds: int, patience: float) -> tuple[str, Patience]:
-    """The table of a grid."""
+def measured(grid: Grid, turns: int, seconds: int, patience: float) -> str:
+    """The table of a grid, and what there is to say of it."""
     with started(grid) as (sides, missing):
-        assert not missing, missing
         for side in sides.values():
-            if side.kind.question is EMBEDDING:
-                asyncio.run(fill(side.server, 0, side.kind.count // BATCH))
-        for side in sides.values():
-            while side.kind.is_hot and side.asked < ROUNDS * side.kind.count:
-                side.warm_up(seconds)
+            if side.kind.requests is Requests.CYCLED:
+                _fill(side, seconds)
         spent, wrong = take_turns(sides, turns, seconds, patience)
-        assert not wrong, wrong
-        return table_of(sides), spent
+        left_out = "".join(f"\n\nLeft out: {each}" for each in missing + wrong)
+        return f"{spent}\n\n{table_of(grid, sides)}{left_out}"
 
 
-def table_of(sides: Mapping[Cell, Side]) -> str:
-    """A row for each size; for each way its cost, that of the smallest size being 1, and p99."""
-    sizes = list(dict.fromkeys(cell.size for cell in sides))
-    ways = list(dict.fromkeys(cell.way for cell in sides))
+def _fill(side: Side, seconds: int) -> None:
+    """Have all entries stored that are asked for, and remembered by the hot path."""
+    asyncio.run(fill(side.server, 0, side.kind.count // BATCH))
+    while side.kind.is_hot and side.asked < ROUNDS * side.kind.count:
+        side.warm_up(seconds)
+
+
+def table_of(grid: Grid, sides: Mapping[Cell, Side]) -> str:
+    """A row for each size; for each way its cost, beside that of the first size, and its p99."""
+    ways = list(dict.fromkeys(cell.way for cell in grid))
+    sizes = list(dict.fromkeys(cell.size for cell in grid))
     head = [""]
     for way in ways:
         head += [f"{way}: CPU µs", "/ first", "p99 ms"]
@@ -120,22 +123,23 @@ def table_of(sides: Mapping[Cell, Side]) -> str:
     for size in sizes:
         row = [size]
         for way in ways:
-            side, first = sides.get(Cell(size, way)), sides[Cell(sizes[0], way)]
-            row += _cells(side, first) if side is not None else [""] * 3
+            row += _cells(sides.get(Cell(size, way)), sides.get(Cell(sizes[0], way)))
         rows.append(row)
     return table(head, rows)
 
 
-def _cells(side: Side, first: Side) -> list[str]:
+def _cells(side: Side | None, first: Side | None) -> list[str]:
+    if side is None:
+        return [""] * 3
     costs = [turn.figures.cpu_us for turn in side.turns]
+    ratio = ""
+    if first is not None and first is not side:
+        pairs = zip(costs, (turn.figures.cpu_us for turn in first.turns), strict=True)
+        ratio = middle_of([mine / theirs for mine, theirs in pairs])
     # Requests that are repeated, but too long for the hot path.
     is_parsed = side.kind.is_hot is None and not all(turn.is_hot for turn in side.turns)
-    pairs = zip(costs, (turn.figures.cpu_us for turn in first.turns), strict=True)
-    return [
-        middle(costs) + (" parsed" if is_parsed else ""),
-        "" if side is first else middle([mine / theirs for mine, theirs in pairs], 2),
-        f"{side.median(lambda turn: turn.figures.p99_us) / 1000:,.2f}",
-    ]
+    p99 = f"{side.median(lambda turn: turn.figures.p99_us) / 1000:,.2f}"
+    return [middle_of(costs) + (" parsed" if is_parsed else ""), ratio, p99]
 
 
 def main() -> None:
@@ -158,8 +162,8 @@ def main() -> None:
     text = [f"`{command}`: {described('uvicorn', 'uvloop')} {given.turns} turn(s); median (range)."]
     for part in given.only:
         print(f"{part} …", flush=True)
-        found, spent = measured(grids[part](), given.turns, given.seconds, given.patience)
-        text += ["", f"By {part}; {spent}", "", found]
+        found = measured(grids[part](), given.turns, given.seconds, given.patience)
+        text += ["", f"By {part}: {found}"]
     publish("scaling", "\n".join(text), write=given.write)
 
 

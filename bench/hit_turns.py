@@ -154,10 +154,9 @@ class Side:
         if kind.outcome is None:
             return False
         wanted, others = after.wanted - before.wanted, after.others - before.others
-        # When wrk stops, each connection may have a request under way that it no longer counts. One
-        # that waits for the upstream then counts as an error: its client has gone.
-        if not kind.is_cached:
-            strays += kind.connections
+        # When wrk stops, each connection may have a request under way that it no longer counts, and
+        # that the proxy counts as an error: its client has gone.
+        strays += kind.connections
         assert others <= strays, f"{others:.0f} others, {wanted:.0f} of outcome {kind.outcome}"
         counted = wanted + others
         assert came.requests <= counted <= came.requests + 2 * kind.connections, f"{counted:.0f}"
