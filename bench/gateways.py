@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -94,10 +94,16 @@ def tensorzero(behind: Running, store: Running) -> Iterator[Running]:
 @contextmanager
 def _up(command: list[str], port: int | Path, root: Path, env: dict[str, str]) -> Iterator[Running]:
     """A server in a directory of its own: some read `.env` files of where they are started."""
-    text = root / "stderr"
-    with started(
+    text, env = root / "stderr", env | {"PYTHONPATH": ""}
+    peer = started(
         command, port, core=SERVER_CORE, text=text, env=env, cwd=root, seconds=_START_SECONDS
-    ) as running:
+    )
+    with ExitStack() as stack:
+        try:
+            running = stack.enter_context(peer)
+        except RuntimeError as why:
+            print(why)
+            raise Unavailable("it did not come up") from why
         yield running
 
 

@@ -18,8 +18,6 @@ KEYS = 512
 # Such peers answer some ten requests in a second.
 SLOW_SECONDS = 5
 LONG = Question(words=20_000)
-
-
 # Whether long requests can take the hot path at all depends on the version that is measured.
 LONG_CAN_BE_HOT = "hot_path_request_bytes" in ServerSettings.model_fields
 
@@ -125,9 +123,9 @@ KINDS: dict[str, Kind] = {
     ),
     "hot": ours("hot: hit, repeated byte for byte", is_hot=True),
     "hot-logged": ours(
-        "the same, with the request log", settings={"server": {"access_log": True}}, is_hot=True
+        "hot, with the request log", settings={"server": {"access_log": True}}, is_hot=True
     ),
-    "hot-stream": ours("hot: streamed hit, repeated", question=STREAM, is_hot=True),
+    "hot-stream": ours("hot: streamed hit, 60 events, repeated", question=STREAM, is_hot=True),
     "warm": ours("warm: hit, other bytes but the same key", requests=Requests.SPELLED),
     "ordinary": ours(
         "hit, repeated, hot path switched off", settings={"server": {"hot_path_bytes": 0}}
@@ -142,7 +140,7 @@ KINDS: dict[str, Kind] = {
         count=KEYS,
     ),
     "miss": ours("miss, instant upstream", **_FORWARDED),
-    "miss-httpx": ours("the same over httpx", transport="httpx", **_FORWARDED),
+    "miss-httpx": ours("miss over httpx", transport="httpx", **_FORWARDED),
     "stream": ours("streamed miss, an event in each read", question=STREAM, **_FORWARDED),
     "hot-100k": ours(
         "hot, 100 KB asked",
