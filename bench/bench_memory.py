@@ -175,7 +175,7 @@ def measured(part: str, behind: Running, turns: int, count: int) -> Iterator[Lin
             yield Line("idle worker, memory alone", [idle(behind) for _ in range(turns)])
         case "entries":
             came = [entries(behind, count) for _ in range(turns)]
-            what = f"{count:,} entries of {came[0].stored / count:,.0f} bytes in memory"
+            what = f"{count:,} entries of {came[0].stored / count / 1000:.0f} KB in memory"
             yield Line(what, _megabytes(came), [one.share for one in came], bound=GOAL_SHARE)
         case "connections":
             stand, asked = zip(*(connections(behind) for _ in range(turns)), strict=True)
