@@ -70,7 +70,7 @@ check: dev ## Lint, formatting, types, import layers, Dockerfile, compose and se
 	@echo "== compose schema";  $(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec $(YAML_FILES)
 	@echo "== settings schema"; scripts/check-settings.sh $(BIN)
 
-bench: dev ## Figures of this machine (ARGS="stores transport" picks from bench/)
+bench: dev ## Figures of this machine beside nginx and LiteLLM (ARGS="hit" picks from bench/)
 	@exec scripts/bench.sh $(BIN) $(ARGS)
 
 # ---- the rest ----

@@ -32,19 +32,18 @@ from typing import Any, TypeVar
 
 import orjson
 import uvloop
-from prometheus_client.parser import text_string_to_metric_families
 
 from bench.crowd import Caller, Heard, callers, request
+from bench.filling import BATCH, EMBEDDING, fill
 from bench.load import Requests, run
 from bench.machine import LOAD_CORE, cpu_seconds, described, pin, resident_bytes
-from bench.processes import Running, get, paced, proxy, redis, upstream
+from bench.processes import Running, paced, proxy, redis, upstream
 from bench.quiet import Patience, quietly
 from bench.report import middle, publish, table
 
 GOAL_MS = 10.0
 # What a purge may leave resident: a mark is some hundred bytes, a list of the entries is megabytes.
 FLAT_BYTES = 4 * 1024 * 1024
-BATCH = 1_000
 SAMPLES = 20
 TAG = "bench"
 ADMIN_KEY = "bench-admin"
@@ -56,7 +55,7 @@ PARTS = ("purge", "reads")
 STORES = ("memory", "disk", "redis")
 
 T = TypeVar("T")
-_batches = itertools.count()
+_rounds = itertools.count()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,19 +89,14 @@ def purge_request(server: Running, tag: str) -> bytes:
     return request(server, orjson.dumps({"tag": tag}), "/admin/purge", ADMIN)
 
 
-def batch_body(number: int) -> bytes:
-    """The same number, the same inputs."""
-    inputs = [f"input {at} of batch {number}" for at in range(BATCH)]
-    return orjson.dumps({"model": "text-embedding-3-small", "input": inputs})
-
-
 async def purge_turn(server: Running, entries: int) -> Turn:
     """Fill, purge, and see what came of it."""
-    (filler,) = await callers([server], 1)
-    numbers = [next(_batches) for _ in range(math.ceil(entries / BATCH))]
-    await _fill(server, filler, numbers)
-    await _check(server, numbers, cached=True)
-    (prober,) = await callers([server], 1)
+    batches = math.ceil(entries / BATCH)
+    # Other inputs in each round.
+    first = next(_rounds) * batches
+    await fill(server, first, batches)
+    await _check(server, first, batches, cached=True)
+    purger, prober = await callers([server], 2)
     waits: list[tuple[float, float]] = []
     stop = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
@@ -110,13 +104,13 @@ async def purge_turn(server: Running, entries: int) -> Turn:
         await asyncio.sleep(BEFORE_SECONDS)
         before = resident_bytes(server.pid)
         began = time.monotonic()
-        purged = await filler.ask(purge_request(server, TAG))
+        purged = await purger.ask(purge_request(server, TAG))
         assert purged.status == 200, bytes(purged.body)
         await asyncio.sleep(AFTER_SECONDS)
         after = resident_bytes(server.pid)
         stop.set()
-    await _check(server, numbers, cached=False)
-    for caller in (filler, prober):
+    await _check(server, first, batches, cached=False)
+    for caller in (purger, prober):
         caller.hang_up()
     return Turn(
         seconds=purged.seconds,
@@ -127,30 +121,14 @@ async def purge_turn(server: Running, entries: int) -> Turn:
     )
 
 
-async def _fill(server: Running, caller: Caller, numbers: Sequence[int]) -> None:
-    wanted = len(numbers) * BATCH
-    already = _gauge(server, "magic_proxy_store_entries")
-    for number in numbers:
-        heard = await caller.ask(request(server, batch_body(number), "/v1/embeddings"))
-        assert heard.status == 200, bytes(heard.body[:300])
-        # The queue of writes is bounded, and what it can't take is dropped.
-        await _until_less(server, "magic_proxy_write_queue_entries", 5_000)
-    await _until_less(server, "magic_proxy_write_queue_entries", 1)
-    held = _gauge(server, "magic_proxy_store_entries")
-    assert held >= wanted, f"{held:,.0f} entries held ({already:,.0f} before), {wanted:,} wanted"
-
-
-async def _check(server: Running, numbers: Sequence[int], *, cached: bool) -> None:
+async def _check(server: Running, first: int, batches: int, *, cached: bool) -> None:
     """Of some entries, whether a request finds them."""
     (caller,) = await callers([server], 1)
     for at in range(SAMPLES):
-        number = numbers[at * len(numbers) // SAMPLES]
-        one = {
-            "model": "text-embedding-3-small",
-            "input": f"input {at * BATCH // SAMPLES} of batch {number}",
-        }
-        path, only = "/v1/embeddings", "cache-control: only-if-cached"
-        heard = await caller.ask(request(server, orjson.dumps(one), path, only))
+        number = first * BATCH + at * batches * BATCH // SAMPLES
+        only = "cache-control: only-if-cached"
+        asked = request(server, EMBEDDING.body(number), EMBEDDING.path, only)
+        heard = await caller.ask(asked)
         assert heard.status == (200 if cached else 504), (heard.status, heard.cache_status)
     caller.hang_up()
 
@@ -167,24 +145,6 @@ async def _probe(
         assert heard.x_cache == "HIT", heard.cache_status
         waits.append((heard.sent, heard.seconds))
         await asyncio.sleep(0.001)
-
-
-async def _until_less(server: Running, name: str, bound: int) -> None:
-    while True:
-        if await asyncio.to_thread(_gauge, server, name) < bound:
-            return
-        await asyncio.sleep(0.01)
-
-
-def _gauge(server: Running, name: str) -> float:
-    """The largest sample of a gauge."""
-    text = get(server, "/metrics").decode()
-    return max(
-        sample.value
-        for family in text_string_to_metric_families(text)
-        if family.name == name
-        for sample in family.samples
-    )
 
 
 @contextmanager

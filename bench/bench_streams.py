@@ -25,10 +25,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import aiohttp
-from prometheus_client.parser import text_string_to_metric_families
 
 from bench.machine import LOAD_CORE, cpu_seconds, described, open_descriptors, pin, resident_bytes
 from bench.machine import threads as threads_of
+from bench.metrics import gauge
 from bench.processes import Running, get, proxy
 from bench.report import publish, table
 from bench.upstream import CONTENT
@@ -80,7 +80,7 @@ class Run:
         return Sample(
             streams=self.streams,
             # The proxy has answered this question itself, over a connection that is closed again.
-            under_way=int(_in_flight(self._server)),
+            under_way=int(gauge(self._server, "magic_proxy_in_flight")),
             resident=resident_bytes(pid),
             other_descriptors=open_descriptors(pid) - connections,
             upstream_connections=connections,
@@ -105,11 +105,6 @@ class Run:
                 assert content.endswith(b"data: [DONE]\n\n"), content[-80:]
             self.streams += 1
             self.bytes += len(content)
-
-
-def _in_flight(server: Running) -> float:
-    families = text_string_to_metric_families(get(server, "/metrics").decode())
-    return next(f.samples[0].value for f in families if f.name == "magic_proxy_in_flight")
 
 
 def last_part(samples: Sequence[Sample]) -> list[Sample]:

@@ -1,22 +1,17 @@
--- The requests of wrk: 2 KB of chat, said over and over, or never twice the same.
+-- The requests of wrk: one question, said over and over, or never twice the same.
 --
---   wrk ... -s load.lua URL -- MODE FIRST COUNT
+--   wrk ... -s load.lua URL -- MODE FIRST COUNT FILE
 --
 -- same      one request, byte for byte
 -- spelled   one request, its white space never the same twice
--- cycled    COUNT different requests, FIRST and the following, again and again
+-- cycled    COUNT different requests, again and again, neighbours far apart; FIRST were asked before
 -- distinct  a new request each time, from FIRST on
 --
--- The last line written is a JSON object of what happened.
+-- FILE has the body in three lines (see question.py): the white space stands between the first two,
+-- the number between the last two. The last line written is a JSON object of what happened.
 
-local CONTENT = string.rep("word ", 362)
-local number, first, count, mode = 0, 0, 1, "same"
-
-local function body(topic, space)
-  return '{"model":"gpt-4o",' .. space .. '"temperature":0,"max_tokens":400,"messages":['
-    .. '{"role":"system","content":"You are a helpful assistant that answers in prose."},'
-    .. '{"role":"user","content":"' .. string.format("%08d", topic) .. " " .. CONTENT .. '"}]}'
-end
+-- A prime that divides no COUNT: each number comes once in a round.
+local STRIDE = 7919
 
 -- 24 characters of white space that spell the number.
 local function blanks(value)
@@ -29,23 +24,32 @@ local function blanks(value)
 end
 
 function init(args)
-  mode, first, count = args[1], tonumber(args[2]), tonumber(args[3])
-  wrk.method = "POST"
-  wrk.headers["content-type"] = "application/json"
-  wrk.headers["authorization"] = "Bearer sk-bench"
-  local same = wrk.format(nil, nil, nil, body(first, blanks(0)))
-  local cycle = {}
-  if mode == "cycled" then
-    for place = 0, count - 1 do
-      cycle[place] = wrk.format(nil, nil, nil, body(first + place, blanks(0)))
-    end
+  local mode, first, count = args[1], tonumber(args[2]), tonumber(args[3])
+  local file = assert(io.open(args[4], "rb"))
+  local before, between, after = file:read("*l", "*l", "*l")
+  file:close()
+
+  -- By hand: wrk.format writes the headers in an order that differs from one run to the next.
+  local length = #before + 24 + #between + 8 + #after
+  local head = "POST " .. wrk.path .. " HTTP/1.1\r\nhost: " .. wrk.host .. ":" .. wrk.port
+    .. "\r\ncontent-type: application/json\r\nauthorization: Bearer sk-bench\r\ncontent-length: "
+    .. length .. "\r\n\r\n" .. before
+  local plain = blanks(0)
+  local function made(topic, space)
+    return head .. space .. between .. string.format("%08d", topic) .. after
   end
+
+  local same, asked = made(first, plain), 0
+  local ways = {
+    same = function() return same end,
+    spelled = function() return made(first, blanks(asked)) end,
+    cycled = function() return made((first + asked) * STRIDE % count, plain) end,
+    distinct = function() return made(first + asked, plain) end,
+  }
+  local way = ways[mode]
   request = function()
-    number = number + 1
-    if mode == "same" then return same end
-    if mode == "spelled" then return wrk.format(nil, nil, nil, body(first, blanks(number))) end
-    if mode == "cycled" then return cycle[number % count] end
-    return wrk.format(nil, nil, nil, body(first + number, blanks(0)))
+    asked = asked + 1
+    return way()
   end
 end
 

@@ -1,8 +1,8 @@
 """Load by wrk, and what one run of it came to."""
 
 import resource
-import shutil
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -10,11 +10,13 @@ from pathlib import Path
 import orjson
 
 from bench.machine import LOAD_CORE
-from bench.processes import Running
+from bench.processes import Running, program
+from bench.question import CHAT, Question
 
 CONNECTIONS = 32
 _SCRIPT = Path(__file__).with_name("load.lua")
-_INSTALL = Path(__file__).parents[1] / "scripts" / "apt-install.sh"
+# Some peers take half a second for an answer under this load, and more on a busy machine.
+_TIMEOUT = "30s"
 
 
 class Requests(StrEnum):
@@ -35,40 +37,38 @@ class Run:
     bytes: int
     p50_us: int
     p99_us: int
-    load_cpu_seconds: float
-
-
-def wrk() -> str:
-    """The program, installed from Debian's packages where it is not there yet."""
-    found = shutil.which("wrk")
-    if found is None:
-        print("wrk is not here; installing Debian's package wrk", flush=True)
-        subprocess.run([_INSTALL, "wrk"], check=True)
-        found = shutil.which("wrk")
-    assert found is not None
-    return found
+    load_cpu_seconds: float = 0.0
 
 
 def run(
-    server: Running, requests: Requests, *, seconds: int, first: int = 0, count: int = 1
+    server: Running,
+    requests: Requests,
+    *,
+    seconds: int,
+    first: int = 0,
+    count: int = 1,
+    question: Question = CHAT,
+    connections: int = CONNECTIONS,
 ) -> Run:
     """Ask a server for some time. Raises AssertionError if any answer was no 2xx."""
     before = _children_seconds()
-    command = [wrk(), "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", str(_SCRIPT)]
-    command += [f"{server.url}/v1/chat/completions", "--", requests.value, str(first), str(count)]
-    written = subprocess.run(
-        ["taskset", "-c", str(LOAD_CORE), *command], check=True, capture_output=True, text=True
-    ).stdout
-    told = orjson.loads(written.rstrip().rpartition("\n")[2])
-    assert told["not_2xx"] == told["failed"] == 0, written
-    return Run(
-        requests=told["requests"],
-        seconds=told["seconds"],
-        bytes=told["bytes"],
-        p50_us=told["p50_us"],
-        p99_us=told["p99_us"],
-        load_cpu_seconds=_children_seconds() - before,
-    )
+    with tempfile.NamedTemporaryFile("w", prefix="magic-proxy-bench-") as file:
+        file.write("\n".join(question.parts()) + "\n")
+        file.flush()
+        command = ["taskset", "-c", str(LOAD_CORE), program("wrk")]
+        command += ["-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", _TIMEOUT]
+        command += ["-s", str(_SCRIPT), f"{server.url}{question.path}"]
+        command += ["--", requests.value, str(first), str(count), file.name]
+        written = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return told(written, _children_seconds() - before)
+
+
+def told(written: str, load_cpu_seconds: float) -> Run:
+    """What wrk wrote. Raises AssertionError if any answer was no 2xx, or none came."""
+    last = orjson.loads(written.rstrip().rpartition("\n")[2])
+    assert last.pop("not_2xx") == last.pop("failed") == 0, written
+    assert last["requests"] > 0, written
+    return Run(**last, load_cpu_seconds=load_cpu_seconds)
 
 
 def _children_seconds() -> float:

@@ -4,6 +4,7 @@ import datetime as dt
 import os
 import platform
 import re
+import resource
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,6 +24,13 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
+def family(pid: int) -> list[int]:
+    """A process, and all that descend from it and live."""
+    children = (file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/children"))
+    born = [int(child) for line in children for child in line.split()]
+    return [pid, *(each for child in born for each in family(child))]
+
+
 def resident_bytes(pid: int) -> int:
     """Resident memory now."""
     found = re.search(r"^VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
@@ -33,6 +41,12 @@ def resident_bytes(pid: int) -> int:
 def open_descriptors(pid: int) -> int:
     """Open file descriptors now."""
     return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+
+
+def allow_descriptors() -> None:
+    """Let this process and those it starts open as many files as it may."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def threads(pid: int) -> int:

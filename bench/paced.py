@@ -1,10 +1,12 @@
 """An upstream with a pace, that counts its calls: for what is measured in milliseconds.
 
     python -m bench.paced --port 9000 [--wait-seconds 0.2] [--events 200] [--event-seconds 0.02]
+        [--numbers 4]
 
-A chat answer comes after the wait; a stream's events come after it, one in each interval. Vectors
-of embeddings are short, and come at once. `GET /calls` tells when (monotonic seconds) there were
-requests with which body, by the SHA-256 of the body.
+A chat answer, 1.6 KB, comes after the wait; a stream's events come after it, one in each interval.
+Vectors of embeddings, of `--numbers`, come at once. `GET /calls` tells when (monotonic seconds)
+there were requests with which body, by the SHA-256 of the body; `GET /counts` how many requests and
+events there were.
 """
 
 import argparse
@@ -17,22 +19,25 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
+import uvloop
 from aiohttp import web
 
 HOST = "127.0.0.1"
 CONTENT = "The quick brown fox jumps over the lazy dog; then it rests. " * 21
 _TOKEN = "four words of it "
-_VECTOR = [0.5, -0.5, 0.25, -0.25]
 
 
 @dataclass(slots=True)
 class Paced:
-    """The application; times in seconds."""
+    """The application; times in seconds. Vectors have so many `numbers`."""
 
     wait: float
     events: int
     event: float
+    numbers: int
     calls: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    requests: int = 0
+    events_sent: int = 0
 
     def app(self) -> web.Application:
         """Its routes."""
@@ -40,10 +45,14 @@ class Paced:
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_post("/v1/embeddings", self._embeddings)
         app.router.add_get("/calls", self._calls)
+        app.router.add_get("/counts", self._counts)
         return app
 
     async def _calls(self, request: web.Request) -> web.Response:  # noqa: ARG002 - the interface
         return web.json_response(dict(self.calls))
+
+    async def _counts(self, request: web.Request) -> web.Response:  # noqa: ARG002 - the interface
+        return web.json_response({"requests": self.requests, "events": self.events_sent})
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await self._body(request)
@@ -59,6 +68,8 @@ class Paced:
             # By the clock: a late event does not make all that follow late.
             await asyncio.sleep(begins + at * self.event - loop.time())
             await response.write(_event(body, {"content": _TOKEN}, None))
+            self.events_sent += 1
+        self.events_sent += 1
         await response.write(_event(body, {}, "stop") + b"data: [DONE]\n\n")
         await response.write_eof()
         return response
@@ -67,12 +78,14 @@ class Paced:
         body = await self._body(request)
         given = body["input"]
         count = len(given) if isinstance(given, list) else 1
-        rows = [{"object": "embedding", "index": at, "embedding": _VECTOR} for at in range(count)]
+        vector = [(at + 0.5) / self.numbers for at in range(self.numbers)]
+        rows = [{"object": "embedding", "index": at, "embedding": vector} for at in range(count)]
         usage = {"prompt_tokens": count, "total_tokens": count}
         return _json({"object": "list", "data": rows, "model": body["model"], "usage": usage})
 
     async def _body(self, request: web.Request) -> Any:
         content = await request.read()
+        self.requests += 1
         self.calls[hashlib.sha256(content).hexdigest()].append(time.monotonic())
         return orjson.loads(content)
 
@@ -107,9 +120,17 @@ def main() -> None:
     parser.add_argument("--wait-seconds", type=float, default=0.0)
     parser.add_argument("--events", type=int, default=200)
     parser.add_argument("--event-seconds", type=float, default=0.02)
+    parser.add_argument("--numbers", type=int, default=4)
     given = parser.parse_args()
-    paced = Paced(given.wait_seconds, given.events, given.event_seconds)
-    web.run_app(paced.app(), host=HOST, port=given.port, access_log=None, print=None)
+    paced = Paced(given.wait_seconds, given.events, given.event_seconds, given.numbers)
+    web.run_app(
+        paced.app(),
+        host=HOST,
+        port=given.port,
+        access_log=None,
+        print=None,
+        loop=uvloop.new_event_loop(),
+    )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -20,13 +21,15 @@ from bench.machine import LOAD_CORE, SERVER_CORE, pin
 
 HOST = "127.0.0.1"
 START_SECONDS = 30.0
+_INSTALL = Path(__file__).parents[1] / "scripts" / "apt-install.sh"
 _POLL_SECONDS = 0.002
+_SHOWN_CHARACTERS = 4_000
 _PROXY = (sys.executable, "-c", "from proxy.cli.main import main; main()")
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A server that listens."""
+    """A server that listens; `pid` is its first process."""
 
     pid: int
     port: int
@@ -45,43 +48,88 @@ def free_port() -> int:
         return port
 
 
+def program(name: str) -> str:
+    """Where a program is; Debian's package of the same name is installed if it is not there."""
+    # nginx is where only root looks.
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"])
+    found = shutil.which(name, path=path)
+    if found is None:
+        print(f"{name} is not here; installing Debian's package {name}", flush=True)
+        subprocess.run([_INSTALL, name], check=False)  # a service that does not start is no loss
+        found = shutil.which(name, path=path)
+    assert found is not None, f"{name} is needed, and could not be installed"
+    return found
+
+
+def program_version(name: str, flag: str) -> str:
+    """The program and the first version that it tells."""
+    told = subprocess.run([program(name), flag], check=False, capture_output=True, text=True)
+    found = re.search(r"\d+(\.\d+)+", told.stdout + told.stderr)
+    return f"{name} {found[0]}" if found else name
+
+
 @contextmanager
-def started(command: Sequence[str], port: int, *, core: int, text: Path) -> Iterator[Running]:
+def started(
+    command: Sequence[str],
+    port: int | Path,
+    *,
+    core: int,
+    text: Path,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    seconds: float = START_SECONDS,
+) -> Iterator[Running]:
     """Run a server; it listens when the block begins, and has ended when it ends.
 
-    What it writes to stderr stands in `text`. Raises RuntimeError where it does not come up.
+    A path for the port is a file that the server writes it to. What it writes to stderr stands in
+    `text`; `env` is added to the environment. Raises RuntimeError where it does not come up within
+    `seconds`.
     """
     with (
         text.open("wb") as errors,
         subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors, env=_env()
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            env=_env() | dict(env or {}),
+            cwd=cwd,
         ) as server,
     ):
         pin(server.pid, core)
         try:
-            deadline = time.monotonic() + START_SECONDS
-            while not _listens(port):
+            deadline = time.monotonic() + seconds
+            while (listens := _listens(port)) is None:
                 if server.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"{command} did not come up:\n{text.read_text()}")
+                    said = text.read_text()[-_SHOWN_CHARACTERS:]
+                    raise RuntimeError(f"{command} did not come up:\n{said}")
                 time.sleep(_POLL_SECONDS)
-            yield Running(server.pid, port)
+            yield Running(server.pid, listens)
         finally:
             server.terminate()
 
 
 @contextmanager
 def proxy(
-    upstream: Running, overrides: Mapping[str, Any], *, core: int = SERVER_CORE
+    upstream: Running,
+    overrides: Mapping[str, Any],
+    *,
+    core: int = SERVER_CORE,
+    transport: str | None = None,
 ) -> Iterator[Running]:
     """`magic-proxy serve`, in front of one upstream, with its defaults but for `overrides`.
 
-    Requests are not logged unless `overrides` say so.
+    `transport` is the client towards the upstream. Requests are not logged unless `overrides` say
+    so.
     """
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="magic-proxy-bench-") as directory:
         file = Path(directory) / "proxy_config.yaml"
+        towards = {"base_url": f"{upstream.url}/v1"}
+        if transport is not None:
+            towards["transport"] = transport
         settings = {
-            "upstreams": {"bench": {"base_url": f"{upstream.url}/v1"}},
+            "upstreams": {"bench": towards},
             "store": {"disk": {"path": str(Path(directory) / "cache.sqlite3")}},
         } | dict(overrides)
         settings["server"] = {"access_log": False} | settings.get("server", {}) | {"port": port}
@@ -115,10 +163,9 @@ def peer(name: str, answer: Path) -> Iterator[Running]:
 @contextmanager
 def redis() -> Iterator[Running]:
     """A Redis server of our own, without persistence."""
-    program = shutil.which("redis-server")
-    assert program is not None, "no redis-server here: scripts/ensure-redis.sh installs it"
     port = free_port()
-    command = [program, "--port", str(port), "--bind", HOST, "--save", "", "--appendonly", "no"]
+    command = [program("redis-server"), "--port", str(port), "--bind", HOST]
+    command += ["--save", "", "--appendonly", "no"]
     with (
         tempfile.TemporaryDirectory(prefix="magic-proxy-bench-") as directory,
         started(command, port, core=LOAD_CORE, text=Path(directory) / "stderr") as running,
@@ -163,9 +210,11 @@ def _module(name: str, *arguments: str, core: int) -> Iterator[Running]:
         yield running
 
 
-def _listens(port: int) -> bool:
+def _listens(at: int | Path) -> int | None:
+    """The port, once somebody listens there."""
+    port = at if isinstance(at, int) else int(at.read_text() or 0) if at.exists() else 0
     with socket.socket() as probe:
-        return probe.connect_ex((HOST, port)) == 0
+        return port if port and probe.connect_ex((HOST, port)) == 0 else None
 
 
 def _env() -> dict[str, str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from bench.machine import cpu_seconds
+from bench.machine import cpu_seconds, family
 from bench.processes import Running
 
 # More than this share of a core taken by others: a disturbed turn.
@@ -62,10 +62,11 @@ def _watched(turn: Callable[[], T], servers: Sequence[Running]) -> Taken[T]:
 def _our_seconds(servers: Sequence[Running]) -> float:
     ended = os.times()  # such as wrk
     mine = cpu_seconds(os.getpid()) + ended.children_user + ended.children_system
-    return mine + sum(cpu_seconds(server.pid) for server in servers)
+    return mine + sum(cpu_seconds(pid) for server in servers for pid in family(server.pid))
 
 
 def _busy_seconds() -> float:
-    """User and system time of all processes of the machine."""
-    user, nice, system = Path("/proc/stat").read_text().split(maxsplit=4)[1:4]
-    return (int(user) + int(nice) + int(system)) / os.sysconf("SC_CLK_TCK")
+    """User and system time of all processes, and what other guests had of the machine's cores."""
+    fields = Path("/proc/stat").read_text().split(maxsplit=9)[1:9]
+    user, nice, system, _idle, _iowait, _irq, _softirq, steal = map(int, fields)
+    return (user + nice + system + steal) / os.sysconf("SC_CLK_TCK")

@@ -16,8 +16,15 @@ if ! command -v apt-get >/dev/null || { [ "${#as_root[@]}" -gt 0 ] && ! command 
     exit 1
 fi
 
+# Only the programs are needed: while this stands, no package starts its service.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+    trap '"${as_root[@]}" rm -f "$policy"' EXIT
+    printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
+    "${as_root[@]}" chmod +x "$policy"
+fi
+
 echo "Installing by apt-get: $*"
-# RUNLEVEL=1 keeps packages from starting their service where there is no systemd.
 "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get update -qq </dev/null
-"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
+"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
     apt-get install -y -qq -o Dpkg::Use-Pty=0 --no-install-recommends "$@" </dev/null >/dev/null

@@ -21,7 +21,7 @@ from packaging.version import Version
 import proxy
 
 ROOT = Path(__file__).resolve().parents[2]
-SKIPPED = {".git", ".venv", "build", "dist", "node_modules", "__pycache__"}
+SKIPPED = {".git", ".venv", ".cache", "build", "dist", "node_modules", "__pycache__"}
 COMPOSE_FILES = [
     ROOT / "docker-compose.yml",
     *sorted((ROOT / "deploy" / "compose").glob("*.yml")),
