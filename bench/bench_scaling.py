@@ -77,7 +77,7 @@ def bodies_grid() -> Grid:
             settings=settings,
             question=Question(words=words),
             requests=requests,
-            is_hot=None if way == HOT else False,
+            is_hot=way == HOT,
         )
         for size, words in WORDS.items()
         for way, requests in ((HOT, Requests.SAME), (WARM, Requests.SPELLED))
@@ -136,10 +136,8 @@ def _cells(side: Side | None, first: Side | None) -> list[str]:
     if first is not None and first is not side:
         pairs = zip(costs, (turn.figures.cpu_us for turn in first.turns), strict=True)
         ratio = middle_of([mine / theirs for mine, theirs in pairs])
-    # Requests that are repeated, but too long for the hot path.
-    is_parsed = side.kind.is_hot is None and not all(turn.is_hot for turn in side.turns)
     p99 = f"{side.median(lambda turn: turn.figures.p99_us) / 1000:,.2f}"
-    return [middle_of(costs) + (" parsed" if is_parsed else ""), ratio, p99]
+    return [middle_of(costs), ratio, p99]
 
 
 def main() -> None:

@@ -12,20 +12,16 @@ from bench.load import CONNECTIONS, Requests
 from bench.nginx import STATUS_HEADER, nginx_cache, nginx_static
 from bench.processes import Running, peer, proxy, redis
 from bench.question import CHAT, STREAM, Question
-from proxy.settings.server import ServerSettings
 
 KEYS = 512
 # Such peers answer some ten requests in a second.
 SLOW_SECONDS = 5
 LONG = Question(words=20_000)
-# Whether long requests can take the hot path at all depends on the version that is measured.
-LONG_CAN_BE_HOT = "hot_path_request_bytes" in ServerSettings.model_fields
 
 
 def long_settings(hot_path_bytes: str, longest: str) -> dict[str, Any]:
-    """Room for long requests on the hot path, where it takes them."""
-    more = {"hot_path_request_bytes": longest} if LONG_CAN_BE_HOT else {}
-    return {"server": {"hot_path_bytes": hot_path_bytes} | more}
+    """Room for long requests on the hot path."""
+    return {"server": {"hot_path_bytes": hot_path_bytes, "hot_path_request_bytes": longest}}
 
 
 class Group(StrEnum):
@@ -59,8 +55,8 @@ Starts = Callable[[Around], AbstractContextManager[Running]]
 class Kind:
     """What a side is.
 
-    `outcome` is what the proxy counts for its answers, `is_hot` whether they come by the hot path
-    (None: either way), `hit_header` what others say of a hit: a name, and how the value begins.
+    `outcome` is what the proxy counts for its answers, `is_hot` whether they are known by their
+    bytes, `hit_header` what others say of a hit: a name, and how the value begins.
     """
 
     title: str
@@ -72,7 +68,7 @@ class Kind:
     connections: int = CONNECTIONS
     is_cached: bool = True
     outcome: str | None = None
-    is_hot: bool | None = False
+    is_hot: bool = False
     hit_header: tuple[str, str] | None = None
     least_seconds: int = 0
 
@@ -146,7 +142,7 @@ KINDS: dict[str, Kind] = {
         "hot, 100 KB asked",
         settings=long_settings("64MiB", "256KiB"),
         question=LONG,
-        is_hot=LONG_CAN_BE_HOT,
+        is_hot=True,
     ),
     "warm-100k": ours(
         "warm, 100 KB asked",

@@ -40,11 +40,7 @@ def streams_line(sides: Mapping[str, Side]) -> str:
     if side is None:
         return ""
     events = [turn.figures.event_us for turn in side.turns if turn.figures.event_us is not None]
-    size = side.turns[-1].run.bytes / side.turns[-1].run.requests
-    return (
-        f" A streamed event, relayed and recorded, took {middle_of(events)} µs of CPU;"
-        f" a whole stream is {size / 1000:,.0f} KB."
-    )
+    return f" A streamed event, relayed and recorded, took {middle_of(events)} µs of CPU."
 
 
 def load_line(sides: Mapping[str, Side]) -> str:

@@ -18,7 +18,7 @@ from bench.question import HEADERS
 # Above this share of other outcomes a side does not measure what it says. There are some on a busy
 # machine: a look-up in Redis that takes 50 ms is a miss.
 STRAY_SHARE = 0.01
-# The hot path counts no duration; the ordinary path takes tens of microseconds.
+# A request that is known by its bytes counts no duration; any other takes tens of microseconds.
 HOT_SECONDS = 1e-6
 SETTLED_SHARE, SETTLE_SECONDS, LOOK_SECONDS = 0.1, 5.0, 0.1
 
@@ -39,16 +39,12 @@ class Counted:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One run of one side; shares of a core that the server had, and those who ask and serve it.
-
-    `is_hot`: the proxy's hot path answered.
-    """
+    """One run of one side; shares of a core that the server had, and those who ask and serve it."""
 
     figures: Figures
     server_share: float
     load_share: float
     run: Run
-    is_hot: bool
 
 
 @dataclass(slots=True)
@@ -73,7 +69,7 @@ class Side:
         spent, behind = _spent([self.server]) - spent, _spent(self.behind) - behind
         settle(self.server)
         after = self._count()
-        is_hot = self._check(came, before, after)
+        self._check(came, before, after)
         events = after.events - before.events
         return Turn(
             Figures(
@@ -86,7 +82,6 @@ class Side:
             server_share=spent / came.seconds,
             load_share=(came.load_cpu_seconds + behind) / came.seconds,
             run=came,
-            is_hot=is_hot,
         )
 
     def warm_up(self, seconds: int) -> None:
@@ -140,8 +135,8 @@ class Side:
                 seconds += sample.value
         return Counted(counted.calls, counted.events, wanted, others, seconds)
 
-    def _check(self, came: Run, before: Counted, after: Counted) -> bool:
-        """Whether the hot path answered. Raises AssertionError where it is not as it should be."""
+    def _check(self, came: Run, before: Counted, after: Counted) -> None:
+        """Raises AssertionError where the answers were not what the side is about."""
         kind, strays = self.kind, STRAY_SHARE * came.requests
         calls = after.calls - before.calls
         if kind.is_cached:
@@ -152,7 +147,7 @@ class Side:
             assert told is not None, f"no {name}"
             assert told.startswith(value), f"{name} is {told}"
         if kind.outcome is None:
-            return False
+            return
         wanted, others = after.wanted - before.wanted, after.others - before.others
         # When wrk stops, each connection may have a request under way that it no longer counts, and
         # that the proxy counts as an error: its client has gone.
@@ -161,9 +156,7 @@ class Side:
         counted = wanted + others
         assert came.requests <= counted <= came.requests + 2 * kind.connections, f"{counted:.0f}"
         each = (after.seconds - before.seconds) / wanted
-        is_hot = each < HOT_SECONDS
-        assert kind.is_hot in {None, is_hot}, f"{each * 1e6:.1f} µs each, by the proxy's own count"
-        return is_hot
+        assert kind.is_hot == (each < HOT_SECONDS), f"{each * 1e6:.1f} µs each, by its own count"
 
 
 def settle(server: Running) -> None:

@@ -2,8 +2,8 @@
 --
 --   wrk ... -s load.lua URL -- MODE FIRST COUNT FILE
 --
--- same      one request, byte for byte
--- spelled   one request, its white space never the same twice
+-- same      one request, byte for byte: number FIRST
+-- spelled   one request, its white space never the same twice; FIRST spellings were sent before
 -- cycled    COUNT different requests, again and again, neighbours far apart; FIRST were asked before
 -- distinct  a new request each time, from FIRST on
 --
@@ -42,7 +42,7 @@ function init(args)
   local same, asked = made(first, plain), 0
   local ways = {
     same = function() return same end,
-    spelled = function() return made(first, blanks(asked)) end,
+    spelled = function() return made(0, blanks(first + asked)) end,
     cycled = function() return made((first + asked) * STRIDE % count, plain) end,
     distinct = function() return made(first + asked, plain) end,
   }
