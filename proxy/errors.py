@@ -22,6 +22,7 @@ ProxyError
 │   │   └── ClientDeadline       504  the client's own time ran out; the work may go on
 │   ├── UpstreamProtocolError    502  what came back was not HTTP, or ended in the middle
 │   ├── CircuitOpen              503  the upstream has just failed too often, and is left alone
+│   ├── UpstreamBusy             429  as many requests as it may have are under way, or wait
 │   └── KeysExhausted            429  every key of the pool is cooling or retired
 ├── StoreError                        never reaches a client: it costs a miss
 │   ├── StoreUnavailable              down, slow, or its circuit is open
@@ -217,6 +218,14 @@ class CircuitOpen(UpstreamError):
 
     status = 503
     code = "upstream_circuit_open"
+
+
+class UpstreamBusy(UpstreamError):
+    """The upstream has all the requests that it may have; `retry_after_seconds` is a guess."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "upstream_busy"
 
 
 class KeysExhausted(UpstreamError):

@@ -89,6 +89,7 @@ class PassThrough:
     ) -> Outcome:
         identity = snapshot.access.identify(outgoing.headers)
         refuse_dot_segments(outgoing.path)
+        outgoing = replace(outgoing, party=identity.party)
         uploads = outgoing.body is not None
         patience = Patience(outgoing.headers, self._runtime.clock, started, uploads=uploads)
         async with patience.beginning():

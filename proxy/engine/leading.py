@@ -275,6 +275,7 @@ def _outgoing(plan: Plan, store_key: str | None) -> Outgoing:
         headers=headers,
         body=plan.call.body,
         request_usage=store_key is not None and plan.wanted.stream,
+        party=plan.call.identity.party,
     )
 
 

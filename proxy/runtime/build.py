@@ -33,6 +33,7 @@ from proxy.upstream.budget import UNLIMITED, BudgetPolicy
 from proxy.upstream.circuit import NEVER_OPENS, CircuitPolicy
 from proxy.upstream.config import KeySecret, TransportName, UpstreamConfig
 from proxy.upstream.dispatch import UpstreamSet
+from proxy.upstream.queueing import QueuePolicy
 from proxy.upstream.router import Route, Router
 
 _ACCOUNT_HEADERS = ("openai-organization", "openai-project")
@@ -216,6 +217,7 @@ def _upstream(name: str, upstream: UpstreamSettings) -> UpstreamConfig:
         max_attempts=upstream.attempts,
         circuit=_circuit(upstream.circuit),
         retry_budget=_retry_budget(upstream.retry_budget),
+        queue=_queue(upstream),
     )
 
 
@@ -238,6 +240,12 @@ def key_secrets(keys: Iterable[WeightedKey]) -> tuple[KeySecret, ...]:
         )
         for key in keys
     )
+
+
+def _queue(upstream: UpstreamSettings) -> QueuePolicy | None:
+    if upstream.max_concurrent is None:
+        return None
+    return QueuePolicy(upstream.max_concurrent, upstream.max_waiting, upstream.max_wait_seconds)
 
 
 def _account_headers(upstream: UpstreamSettings) -> tuple[str, ...]:

@@ -34,6 +34,7 @@ from proxy.metrics import (
     StoreReport,
     circuit_metrics,
     counter,
+    gate_metrics,
     gauge,
     key_metrics,
     rendered,
@@ -339,6 +340,7 @@ class Runtime:
         if self._forwarder is not None:
             yield from key_metrics(self._forwarder.key_states())
             yield from circuit_metrics(self._forwarder.circuit_states())
+            yield from gate_metrics(self._forwarder.gate_states())
 
 
 async def _stats(tier: Store) -> StoreStats:
