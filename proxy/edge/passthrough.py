@@ -95,6 +95,11 @@ class PassThrough:
         async with patience.beginning():
             exchange = await snapshot.forwarder.send(snapshot.forwarder.resolve(None), outgoing)
         response = exchange.response
+        try:
+            await snapshot.resources.written(outgoing.method, outgoing.path, response.status)
+        except BaseException:  # cancellation too: nobody else has this response
+            await response.aclose()
+            raise
         body = patience.bounded_body(RawBody(response))
         complete = await send_stream(response.status, list(response.headers), body, send)
         return replace(

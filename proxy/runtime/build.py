@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from proxy.access.clients import CREDENTIAL_HEADERS, Access, Client, ClientMode
 from proxy.clock import Clock
+from proxy.core.catalogue import Listing, Named
 from proxy.core.codec import peek_expiry
 from proxy.engine.base import StorageObserver
 from proxy.engine.dictionaries import Dictionaries
@@ -28,8 +29,9 @@ from proxy.stores.disk import DiskStore
 from proxy.stores.memory import MemoryStore
 from proxy.stores.tiered import TieredStore
 from proxy.tasks import TaskGroup
-from proxy.upstream.base import AttemptObserver, Profile, Timeouts
+from proxy.upstream.base import AttemptObserver, Forwarder, Profile, Timeouts
 from proxy.upstream.budget import UNLIMITED, BudgetPolicy
+from proxy.upstream.catalogue import Catalogue
 from proxy.upstream.circuit import NEVER_OPENS, CircuitPolicy
 from proxy.upstream.config import KeySecret, TransportName, UpstreamConfig
 from proxy.upstream.dispatch import UpstreamSet
@@ -169,6 +171,26 @@ def build_router(settings: Settings) -> Router:
         aliases=settings.aliases,
         closed=settings.unlisted_models is UnlistedModels.REFUSE,
     )
+
+
+def build_catalogue(settings: Settings, forwarder: Forwarder) -> Catalogue:
+    """What reads of resources are sent through."""
+    return Catalogue(forwarder, _listing(settings) if settings.merges_catalogue else None)
+
+
+def _listing(settings: Settings) -> Listing:
+    main = settings.main_upstream
+    is_closed = settings.unlisted_models is UnlistedModels.REFUSE
+    names = {**{name: name for name in settings.models}, **settings.aliases}
+
+    def named(name: str, internal: str) -> Named:
+        model = settings.models.get(internal)
+        if model is None:
+            return Named(name, main, internal)
+        return Named(name, model.upstream or main, model.model or internal)
+
+    listed = tuple(named(name, internal) for name, internal in names.items())
+    return Listing(listed, None if is_closed else main)
 
 
 def _route(name: str, model: ModelSettings, main_upstream: str) -> Route:

@@ -25,6 +25,7 @@ from proxy.engine.generations import Generations
 from proxy.engine.item_fetches import Fetches
 from proxy.engine.purging import Purging
 from proxy.engine.refresh import Refreshes
+from proxy.engine.resources import Resources
 from proxy.engine.service import CacheService, Lasting
 from proxy.engine.sweeping import Sweeps
 from proxy.engine.write_behind import WriteBehind
@@ -43,6 +44,7 @@ from proxy.metrics import (
 from proxy.request_log import RequestLog
 from proxy.runtime.build import (
     build_access,
+    build_catalogue,
     build_dictionaries,
     build_forwarder,
     build_policy,
@@ -57,6 +59,7 @@ from proxy.runtime.peers import Peers
 from proxy.runtime.request_ids import RequestIds
 from proxy.runtime.sharing import build_shared
 from proxy.runtime.snapshot import Snapshot
+from proxy.settings.compile import compile_resources
 from proxy.settings.invalidation import compile_events
 from proxy.settings.models import Settings
 from proxy.stores.base import Store, StoreStats
@@ -288,13 +291,17 @@ class Runtime:
         self._forwarder = forwarder
         self._keys.follow(settings, forwarder.pools)
         self._transports.update(forwarder.transports)
+        policy = replace(build_policy(settings), key_prefix=self._key_prefix)
+        catalogue = build_catalogue(settings, forwarder)
         self._snapshot = Snapshot(
-            service=CacheService(
-                replace(build_policy(settings), key_prefix=self._key_prefix),
-                self._lasting,
-                self._forwarder,
+            service=CacheService(policy, self._lasting, forwarder, self.clock, self._observer),
+            resources=Resources(
+                compile_resources(settings),
+                CacheService(policy, self._lasting, catalogue, self.clock, self._observer),
+                catalogue,
+                self._lasting.generations,
                 self.clock,
-                self._observer,
+                enabled=policy.enabled,
             ),
             forwarder=self._forwarder,
             access=build_access(settings),

@@ -75,12 +75,13 @@ class UpstreamSet:
                 continue
             if upstream.pool is not None and before.pool is not None:
                 upstream.pool.take_over(before.pool)
+            guard, gate, queue = upstream.guard, upstream.gate, upstream.config.queue
             if before.config.is_guarded_like(upstream.config):
-                upstream = replace(upstream, guard=before.guard)
-            if before.gate is not None and upstream.config.queue is not None:
-                before.gate.change(upstream.config.queue)
-                upstream = replace(upstream, gate=before.gate)
-            self._upstreams[name] = upstream
+                guard = before.guard
+            if before.gate is not None and queue is not None:
+                gate = before.gate
+                gate.change(queue)
+            self._upstreams[name] = replace(upstream, guard=guard, gate=gate)
 
     def resolve(self, model: str | None) -> Chain:
         """The chain for a client's model name. Raises `UnknownModel`."""

@@ -9,6 +9,7 @@ from proxy.errors import UpstreamBusy, UpstreamUnreachable
 from proxy.upstream.gate import GateState
 from proxy.upstream.queueing import QueuePolicy
 from tests.unit.upstream.scripted import Answer, World, body_of, chat, limited, up
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -41,8 +42,7 @@ async def test_a_request_that_is_cancelled_gives_its_slot_back() -> None:
     world = World(up(queue=replace(ONE, max_waiting=5)))
     exchange = await world.send()
     waiting = asyncio.ensure_future(world.send())
-    while world.set.gate_states()["up"].waiting < 1:
-        await asyncio.sleep(0)
+    await until(lambda: world.set.gate_states()["up"].waiting == 1)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
@@ -68,8 +68,7 @@ async def test_parties_take_turns() -> None:
         await exchange.response.aclose()
 
     asking = [asyncio.ensure_future(ask(party)) for party in "aaab"]
-    while world.set.gate_states()["up"].waiting < 4:
-        await asyncio.sleep(0)
+    await until(lambda: world.set.gate_states()["up"].waiting == 4)
     await first.response.aclose()
     await asyncio.gather(*asking)
     assert order == ["a", "b", "a", "a"]

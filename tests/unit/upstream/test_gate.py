@@ -8,6 +8,7 @@ from proxy.errors import UpstreamBusy
 from proxy.upstream.gate import Gate, GateState
 from proxy.upstream.queueing import QueuePolicy
 from tests.fakes import FakeClock
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -17,8 +18,7 @@ def gate(slots: int = 1, waiting: int = 10, seconds: float = 30.0) -> Gate:
 
 
 async def waiting_for(gate: Gate, count: int) -> None:
-    while gate.state.waiting < count:
-        await asyncio.sleep(0)
+    await until(lambda: gate.state.waiting == count)
 
 
 async def test_who_waits_gets_the_slot_that_is_left() -> None:
@@ -81,7 +81,7 @@ async def test_a_cancelled_waiter_leaves_no_slot_behind() -> None:
 
 @pytest.mark.parametrize("cancel_first", [True, False])
 async def test_a_waiter_that_is_cancelled_as_its_turn_comes_hands_the_slot_on(
-    cancel_first: bool,  # noqa: FBT001
+    cancel_first: bool,
 ) -> None:
     door = gate()
     slot = await door.enter("a", None)
@@ -97,7 +97,7 @@ async def test_a_waiter_that_is_cancelled_as_its_turn_comes_hands_the_slot_on(
 
 @pytest.mark.parametrize("cancelled", [True, False])
 async def test_who_makes_room_for_a_party_with_less_is_told(
-    cancelled: bool,  # noqa: FBT001
+    cancelled: bool,
 ) -> None:
     door = gate(waiting=2)
     slot = await door.enter("a", None)
