@@ -184,9 +184,7 @@ def _listing(settings: Settings) -> Listing:
     names = {**{name: name for name in settings.models}, **settings.aliases}
 
     def named(name: str, internal: str) -> Named:
-        model = settings.models.get(internal)
-        if model is None:
-            return Named(name, main, internal)
+        model = settings.models[internal]
         return Named(name, model.upstream or main, model.model or internal)
 
     listed = tuple(named(name, internal) for name, internal in names.items())

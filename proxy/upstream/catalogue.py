@@ -188,6 +188,7 @@ async def _read(exchange: Exchange) -> tuple[Exchange, bytes]:
     if coding is None:
         return whole, bytes(body)
     try:
-        return whole, decoder(coding.decode("latin-1")).feed(bytes(body))
+        plain = decoder(coding.decode("latin-1"), most_bytes=_LONGEST_BODY)
+        return whole, plain.feed(bytes(body))
     except UnreadableCoding as error:
         raise UpstreamProtocolError("The upstream's answer is in a strange coding.") from error
