@@ -24,6 +24,7 @@ class Edge:
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
+        self.limits = runtime.connection_limits  # for the protocol, which knows its application
         admission = Admission()
         most, longest = runtime.hot_path_bytes, runtime.hot_path_request_bytes
         self.direct = Direct(runtime, admission, most, longest) if most else None

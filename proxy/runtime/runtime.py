@@ -54,6 +54,7 @@ from proxy.runtime.build import (
     write_limits,
 )
 from proxy.runtime.certificates import check_certificates
+from proxy.runtime.connections import ConnectionLimits
 from proxy.runtime.key_states import KeyStates, key_report
 from proxy.runtime.peers import Peers
 from proxy.runtime.request_ids import RequestIds
@@ -158,6 +159,14 @@ class Runtime:
     def hot_path_request_bytes(self) -> int:
         """The longest request that the hot path takes, its head included."""
         return self._settings.server.hot_path_request_bytes
+
+    @property
+    def connection_limits(self) -> ConnectionLimits:
+        """What connections are allowed: the same for the life of the process."""
+        server = self._settings.server
+        return ConnectionLimits(
+            server.request_head_seconds, server.request_gap_seconds, server.max_connections
+        )
 
     async def start(self) -> None:
         """Open the store, begin to write and to log; a store that is down does not keep it up."""
