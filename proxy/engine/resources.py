@@ -20,7 +20,7 @@ from proxy.engine.generations import Generations
 from proxy.engine.plan import Plan, scope_of
 from proxy.engine.service import CacheService
 from proxy.errors import StoreUnavailable
-from proxy.upstream.catalogue import Catalogue
+from proxy.upstream.base import ResourceForwarder
 
 log = logging.getLogger("magic_proxy.resources")
 
@@ -37,7 +37,7 @@ class Resources:
         self,
         resources: ResourceSet,
         service: CacheService,
-        catalogue: Catalogue,
+        forwarder: ResourceForwarder,
         generations: Generations,
         clock: Clock,
         *,
@@ -46,7 +46,7 @@ class Resources:
     ) -> None:
         self._resources = resources
         self._service = service
-        self._catalogue = catalogue
+        self._forwarder = forwarder
         self._generations = generations
         self._clock = clock
         self._enabled = enabled
@@ -60,17 +60,17 @@ class Resources:
         if resource is None or any(name in PARTIAL for name, _ in headers):
             return None
         is_cached = self._enabled and resource.rule.ttl_seconds > 0
-        return resource if is_cached or self._catalogue.merges(path) else None
+        return resource if is_cached or self._forwarder.merges(path) else None
 
     async def read(self, resource: Resource, call: Call) -> Answer:
         """The answer to a read. Raises `UnknownModel`; other proxy errors become answers."""
-        chain = self._catalogue.chain(call.path)
+        chain = self._forwarder.chain(call.path)
         path = self._root + call.path
         plan = Plan(
             call=call,
             chain=chain,
             derivation=derive_resource(
-                resource, path, call.headers, scope_of(call, self._catalogue, chain), chain.model
+                resource, path, call.headers, scope_of(call, self._forwarder, chain), chain.model
             ),
             control=client_control(call.headers),
             wanted=AS_STORED,

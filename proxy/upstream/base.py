@@ -191,3 +191,15 @@ class Forwarder(Protocol):
         ...
 
     async def aclose(self) -> None: ...
+
+
+class ResourceForwarder(Forwarder, Protocol):
+    """The upstreams as reads of resources see them; paths are raw, after the API root."""
+
+    def merges(self, path: str) -> bool:
+        """Whether the answer for this path is made here, out of those of upstreams."""
+        ...
+
+    def chain(self, path: str) -> Chain:
+        """Whom a read of this path asks, by `send`. Raises `UnknownModel`."""
+        ...

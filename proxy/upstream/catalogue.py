@@ -22,7 +22,7 @@ _NO_LIST: Final = frozenset({404, 405})
 
 
 class Catalogue:
-    """A `Forwarder` for GETs; without a `listing` all goes to the default upstream unchanged.
+    """A `ResourceForwarder`; without a `listing` all goes to the default upstream unchanged.
 
     The merged list needs the list of the upstream that it is open to: what that answers instead,
     such as that it does not know the credential, is the answer. Lists of others add what they tell
@@ -77,39 +77,32 @@ class Catalogue:
 
     async def _list(self, listing: Listing, chain: Chain, outgoing: Outgoing) -> Exchange:
         asked = _plain(outgoing)
-        results = await asyncio.gather(
-            *(self._models(profile, asked) for profile in chain.profiles), return_exceptions=True
-        )
-        lists: dict[str, list[Model]] = {}
-        first: Exchange | None = None
-        is_partial = False
-        for profile, result in zip(chain.profiles, results, strict=True):
-            if isinstance(result, BaseException) and not isinstance(result, UpstreamError):
-                raise result
-            exchange, models = (None, None) if isinstance(result, UpstreamError) else result
-            if models is None and profile.upstream == listing.open_to:
-                if exchange is None:
-                    assert isinstance(result, UpstreamError)
-                    raise result
-                return exchange
-            is_partial = is_partial or models is None
-            lists[profile.upstream] = models or []
-            first = first or exchange
-        if first is None:  # no list is needed: the names are all there is
-            upstream = chain.profiles[0].upstream if chain.profiles else ""
-            first = Exchange(_composed(b""), upstream, upstream)
+        told = await asyncio.gather(*(self._models(profile, asked) for profile in chain.profiles))
+        by_upstream = {
+            profile.upstream: each for profile, each in zip(chain.profiles, told, strict=True)
+        }
+        needed = by_upstream.get(listing.open_to or "")
+        if needed is not None and needed.models is None:
+            return needed.answer()
+        lists = {name: each.models for name, each in by_upstream.items() if each.models}
         body = merged_list(listing, lists)
-        return replace(first, response=_composed(body), fallback=is_partial)
+        is_partial = any(each.models is None for each in told)
+        answered = next((each.exchange for each in told if each.exchange is not None), None)
+        if answered is None:  # nobody was needed
+            upstream = chain.profiles[0].upstream if chain.profiles else ""
+            answered = Exchange(_composed(b""), upstream, upstream)
+        return replace(answered, response=_composed(body), fallback=is_partial)
 
-    async def _models(
-        self, profile: Profile, outgoing: Outgoing
-    ) -> tuple[Exchange, list[Model] | None]:
-        """What an upstream answers, and the models in it: none where it has no list."""
-        exchange = await self._forwarder.send(Chain("", (profile,)), outgoing)
-        exchange, body = await _read(exchange)
+    async def _models(self, profile: Profile, outgoing: Outgoing) -> "_Told":
+        """What an upstream tells: no models where it has no list."""
+        try:
+            exchange = await self._forwarder.send(Chain("", (profile,)), outgoing)
+            exchange, body = await _read(exchange)
+        except UpstreamError as error:
+            return _Told(error=error)
         if exchange.response.status in _NO_LIST:
-            return exchange, []
-        return exchange, models_in(body) if exchange.response.status == _OK else None
+            return _Told(exchange, [])
+        return _Told(exchange, models_in(body) if exchange.response.status == _OK else None)
 
     async def _model(self, chain: Chain, outgoing: Outgoing) -> Exchange:
         """One model, asked for by the upstream's name and told under the client's."""
@@ -129,6 +122,21 @@ class Catalogue:
         elif not (listed and exchange.response.status in _NO_LIST):
             return exchange
         return replace(exchange, response=_composed(orjson.dumps(model_object(name, known))))
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What came of asking one upstream for its list; `models` None where it gave none."""
+
+    exchange: Exchange | None = None
+    models: list[Model] | None = None
+    error: UpstreamError | None = None
+
+    def answer(self) -> Exchange:
+        """What it said instead. Raises its error."""
+        if self.exchange is None:
+            raise self.error or UpstreamError("The upstream did not answer.")
+        return self.exchange
 
 
 def _model_id(path: str) -> str | None:

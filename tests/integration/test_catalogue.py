@@ -126,6 +126,11 @@ def test_a_closed_list_has_no_others_and_needs_nobody(
     assert (refused.status_code, error_of(refused)["code"]) == (404, "model_not_found")
 
 
+def test_a_closed_list_of_nothing_is_empty(ask: NewAsker, site: Site) -> None:
+    read = Reader(ask({"unlisted_models": "refuse", "catalogue": "merged"}), site)
+    assert ids(read) == []
+
+
 def test_one_model_is_asked_for_by_its_upstreams_name_and_told_under_the_clients(
     ask: NewAsker, site: Site, several: dict[str, Any], second: RunningStandIn
 ) -> None:
