@@ -12,8 +12,8 @@ from proxy.runtime import ConnectionLimits
 _LOOKS: Final = 4
 
 # What is awaited: a request's head, or more of its body. The same as before: nothing has come.
-_Awaited: TypeAlias = tuple[Any, int]
-_NO_REQUEST_YET: Final[_Awaited] = (None, -1)
+Awaited: TypeAlias = tuple[Any, int]
+NO_REQUEST_YET: Final[Awaited] = (None, -1)
 _HEAD: Final = -1
 
 
@@ -27,7 +27,7 @@ class WatchedProtocol(HttpToolsProtocol):
     limits = ConnectionLimits()
     _in_head = False
     _reads = 0
-    _seen: _Awaited | None = None
+    _seen: Awaited | None = None
     _seen_at = 0.0
     _next_look: asyncio.TimerHandle | None = None
 
@@ -41,7 +41,7 @@ class WatchedProtocol(HttpToolsProtocol):
                 TooManyConnections("The proxy has as many connections as it may (one worker).")
             )
             return
-        self._seen, self._seen_at = _NO_REQUEST_YET, self.loop.time()
+        self._seen, self._seen_at = NO_REQUEST_YET, self.loop.time()
         self._look_later()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -59,7 +59,7 @@ class WatchedProtocol(HttpToolsProtocol):
         """Say what is wrong, unless another answer is under way, and close."""
         raise NotImplementedError
 
-    def awaited(self) -> _Awaited | None:
+    def awaited(self) -> Awaited | None:
         """What the client has to send now; None while it is not its turn."""
         cycle: RequestResponseCycle | None = self.cycle  # uvicorn's type leaves the None out
         if self.flow.read_paused:
@@ -68,7 +68,7 @@ class WatchedProtocol(HttpToolsProtocol):
             is_answering = cycle is not None and not cycle.response_complete
             return None if is_answering else (self.scope, _HEAD)
         if cycle is None:
-            return _NO_REQUEST_YET
+            return NO_REQUEST_YET
         if cycle.more_body and not (cycle.response_complete or cycle.waiting_for_100_continue):
             return (self.scope, self._reads)
         return None
@@ -90,11 +90,11 @@ class WatchedProtocol(HttpToolsProtocol):
         seconds = min(self.limits.head_seconds, self.limits.gap_seconds) / _LOOKS
         self._next_look = self.loop.call_later(seconds, self._look)
 
-    def _limit(self, awaited: _Awaited) -> float:
+    def _limit(self, awaited: Awaited) -> float:
         return self.limits.head_seconds if awaited[1] == _HEAD else self.limits.gap_seconds
 
-    def _time_out(self, awaited: _Awaited) -> None:
-        if awaited == _NO_REQUEST_YET:
+    def _time_out(self, awaited: Awaited) -> None:
+        if awaited == NO_REQUEST_YET:
             self.transport.close()
             return
         what = "head" if awaited[1] == _HEAD else "body"
@@ -105,6 +105,6 @@ class WatchedProtocol(HttpToolsProtocol):
             cycle.message_event.set()
 
 
-def _is_same(one: _Awaited, other: _Awaited) -> bool:
+def _is_same(one: Awaited, other: Awaited) -> bool:
     # By identity: two requests in a row may be equal.
     return one[0] is other[0] and one[1] == other[1]
