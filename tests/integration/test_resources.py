@@ -173,6 +173,7 @@ def test_B15_a_stale_answer_serves_where_the_upstream_fails(ask: NewAsker, site:
     read = Reader(ask({"cache_settings": {"resources": [resource]}}), site)
     site.standin.app.script(tells(1), path=ONE)
     first = read(ONE)
+    assert read.asker.stored() == 1
     site.standin.app.script(server_error(503), times=None, path=ONE)
     answer = read(ONE)
     assert (x_cache(answer), answer.content) == ("STALE", first.content)

@@ -145,6 +145,7 @@ def test_B15_a_stale_entry_serves_where_the_upstream_is_full(
     rules = {"rules": [{**rule, "stale_if_error_seconds": 600}]}
     asker = ask({**limits(max_waiting=0), "cache_settings": rules})
     asker(chat("stale"), key="sk-greedy")
+    assert asker.stored() == 1
     site.standin.app.script(HELD)
     ask_aside(wires, asker, "other")
     site.standin.app.wait_for_requests(2)
