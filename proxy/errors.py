@@ -3,6 +3,7 @@
 ProxyError
 ├── RequestError                 400  the client's request is at fault
 │   ├── MalformedBody            400  not JSON, not an object, a member of a wrong type, too deep
+│   ├── RequestTooSlow           408  it did not come in time
 │   ├── UnsupportedBody          415  a content type or coding that the endpoint does not take
 │   ├── BodyTooLarge             413
 │   ├── HeadTooLarge             431
@@ -11,6 +12,7 @@ ProxyError
 │   ├── UnknownRoute             404
 │   ├── MethodNotAllowed         405  the path is known, the method is not
 │   └── NotAuthenticated         401  no, or no known, client credential or admin key
+├── TooManyConnections           503  `server.max_connections`
 ├── NotCached                    504  `only-if-cached` and no entry
 ├── CutOff                       503  a reader fell too far behind; its answer breaks off
 ├── WorkersSilent                503  not all workers could be asked for what they counted
@@ -22,6 +24,7 @@ ProxyError
 │   │   └── ClientDeadline       504  the client's own time ran out; the work may go on
 │   ├── UpstreamProtocolError    502  what came back was not HTTP, or ended in the middle
 │   ├── CircuitOpen              503  the upstream has just failed too often, and is left alone
+│   ├── UpstreamBusy             429  as many requests as it may have are under way, or wait
 │   └── KeysExhausted            429  every key of the pool is cooling or retired
 ├── StoreError                        never reaches a client: it costs a miss
 │   ├── StoreUnavailable              down, slow, or its circuit is open
@@ -81,6 +84,13 @@ class MalformedBody(RequestError):
     code = "invalid_json"
 
 
+class RequestTooSlow(RequestError):
+    """The client did not send its request in time."""
+
+    status = 408
+    code = "request_timeout"
+
+
 class UnsupportedBody(RequestError):
     """The content type or content coding is not one that this endpoint takes."""
 
@@ -135,6 +145,13 @@ class NotAuthenticated(RequestError):
 
     status = 401
     code = "invalid_api_key"
+
+
+class TooManyConnections(ProxyError):
+    """There are as many connections as there may be."""
+
+    status = 503
+    code = "too_many_connections"
 
 
 class NotCached(ProxyError):
@@ -217,6 +234,14 @@ class CircuitOpen(UpstreamError):
 
     status = 503
     code = "upstream_circuit_open"
+
+
+class UpstreamBusy(UpstreamError):
+    """The upstream has all the requests that it may have; `retry_after_seconds` is a guess."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "upstream_busy"
 
 
 class KeysExhausted(UpstreamError):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -21,6 +21,7 @@ from proxy.core.outcome import Outcome, XCache
 from proxy.core.shares import spared_usage
 from proxy.core.tally import Durations, Spending
 from proxy.stores.base import StoreStats
+from proxy.upstream.gate import GateState
 from proxy.upstream.pooled_key import KeyState, KeyStatus
 
 # From a hit in memory to an answer of reasoning models that takes minutes.
@@ -91,6 +92,13 @@ class Metrics:
             "Tries of upstreams that were not made.",
             "upstream",
             "reason",
+        )
+        self._waits = Histogram(
+            "magic_proxy_upstream_wait_seconds",
+            "How long requests waited in line for an upstream with `max_concurrent`.",
+            ("upstream",),
+            buckets=_BUCKETS,
+            registry=self.registry,
         )
         self._answers = self._counter(
             "magic_proxy_upstream_answers",
@@ -170,6 +178,9 @@ class Metrics:
 
     def withheld(self, upstream: str, reason: str) -> None:
         self._withheld.labels(upstream, reason).inc()
+
+    def waited(self, upstream: str, seconds: float) -> None:
+        self._waits.labels(upstream).observe(seconds)
 
     def write_dropped(self) -> None:
         self._dropped.inc()
@@ -368,3 +379,21 @@ def circuit_metrics(states: Mapping[str, CircuitState]) -> Iterable[Metric]:
         for state in CircuitState:
             family.add_metric([upstream, state.value], float(state is current))
     return (family,)
+
+
+def gate_metrics(states: Mapping[str, GateState]) -> Iterable[Metric]:
+    """How full each upstream with a limit of requests is."""
+    in_use = GaugeMetricFamily(
+        "magic_proxy_upstream_slots_in_use",
+        "Requests under way at an upstream with `max_concurrent`.",
+        labels=["upstream"],
+    )
+    waiting = GaugeMetricFamily(
+        "magic_proxy_upstream_waiting",
+        "Requests that wait in line for an upstream with `max_concurrent`.",
+        labels=["upstream"],
+    )
+    for upstream, state in states.items():
+        in_use.add_metric([upstream], state.in_use)
+        waiting.add_metric([upstream], state.waiting)
+    return (in_use, waiting)

@@ -14,3 +14,8 @@ class Identity:
     tenant: str | None = None
     credential: str | None = None
     admin: bool = False
+
+    @property
+    def party(self) -> str:
+        """Who gets a fair share where requests wait for each other."""
+        return self.tenant or self.client or self.credential or ""

@@ -15,7 +15,7 @@ from proxy.cli.options import ConfigFile, JsonOutput, settings_file, settings_or
 from proxy.cli.output import fail, note, out, print_json
 from proxy.cli.rendering import print_explained
 from proxy.core.outcome import XCache
-from proxy.core.wire import Endpoint, Headers
+from proxy.core.wire import MODEL_ENDPOINTS, Endpoint, Headers
 from proxy.engine.base import Call
 from proxy.engine.explaining import Explained
 from proxy.errors import NotAuthenticated, ProxyError
@@ -28,12 +28,25 @@ NO_KEY = 1
 # `explain` tells a script what would happen.
 _EXIT = {XCache.HIT: 0, XCache.STALE: 0, XCache.MISS: 1, XCache.BYPASS: 3}
 
+
+def _model_endpoint(name: str) -> Endpoint:
+    if name not in MODEL_ENDPOINTS:
+        raise typer.BadParameter(f"{name!r} is not one of: {', '.join(MODEL_ENDPOINTS)}.")
+    return Endpoint(name)
+
+
 RequestFile: TypeAlias = Annotated[
     Path, typer.Argument(help="The request's JSON body; - reads standard input.")
 ]
 EndpointName: TypeAlias = Annotated[
     Endpoint | None,
-    typer.Option("--endpoint", "-e", help="Default: embeddings if the body has `input`."),
+    typer.Option(
+        "--endpoint",
+        "-e",
+        parser=_model_endpoint,
+        metavar=f"[{'|'.join(MODEL_ENDPOINTS)}]",
+        help="Default: embeddings if the body has `input`.",
+    ),
 ]
 HeaderLines: TypeAlias = Annotated[
     list[str] | None,

@@ -12,10 +12,15 @@ def check_fields(endpoint: Endpoint, fields: Mapping[str, JsonValue]) -> None:
     model = fields.get("model", "")
     if not isinstance(model, str):
         raise _wrong_type("model", "a string", model)
-    if endpoint is Endpoint.CHAT:
-        _check_chat(fields)
-    else:
-        _check_embeddings(fields)
+    match endpoint:
+        case Endpoint.CHAT:
+            _check_chat(fields)
+        case Endpoint.EMBEDDINGS:
+            _check_embeddings(fields)
+        case Endpoint.RESOURCE:
+            pass  # no body is read
+        case _:
+            assert_never(endpoint)
 
 
 def model_name(fields: Mapping[str, JsonValue]) -> str | None:

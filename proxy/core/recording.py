@@ -79,6 +79,9 @@ def judge_json(
     """The verdict on a whole body, decoded; `items` is how many vectors or choices were wanted."""
     answer = _answer(status, content_type, body, max_bytes)
     if isinstance(answer, NotStored):
+        is_list = endpoint is Endpoint.RESOURCE and answer is NotStored.UNPARSABLE
+        if is_list and isinstance(_parsed(body), list):
+            return Recording(Form.JSON, body, None, ())
         return answer
     reasons: tuple[str, ...] = ()
     match endpoint:
@@ -89,6 +92,9 @@ def judge_json(
         case Endpoint.EMBEDDINGS:
             if refused := _judge_embeddings(answer, items):
                 return refused
+        case Endpoint.RESOURCE:
+            # Its `usage` is what something else has cost.
+            return Recording(Form.JSON, body, None, ())
         case _:
             assert_never(endpoint)
     return Recording(Form.JSON, body, read_usage(answer.get("usage")), reasons)

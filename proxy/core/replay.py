@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, assert_never
+from typing import Any, Final, assert_never
 
 import orjson
 
@@ -36,6 +36,9 @@ class Wanted:
         return self.encoding is None or self.encoding in ENCODINGS
 
 
+AS_STORED: Final = Wanted(stream=False, include_usage=False, encoding=None)
+
+
 @dataclass(frozen=True, slots=True)
 class FreshIds:
     """What `id` and `created` (seconds since the epoch) become where a rule wants new ones."""
@@ -67,6 +70,8 @@ def wanted_from(endpoint: Endpoint, fields: Mapping[str, JsonValue]) -> Wanted:
             named = encoding if isinstance(encoding, str) else _STRANGE
             wanted = FLOAT if encoding is None else named
             return Wanted(stream=False, include_usage=False, encoding=wanted)
+        case Endpoint.RESOURCE:
+            return AS_STORED
         case _:
             assert_never(endpoint)
 
@@ -81,6 +86,8 @@ def render(
                 return _embeddings(entry, wanted.encoding or FLOAT)
             case Endpoint.CHAT:
                 return _stream(entry, wanted, fresh) if wanted.stream else _whole(entry, fresh)
+            case Endpoint.RESOURCE:
+                return Rendered(_stored_type(entry, JSON_TYPE), entry.payload)
             case _:
                 assert_never(endpoint)
     except (NotAVector, NotACompletion, NotAChunk, NotAssemblable, orjson.JSONEncodeError):

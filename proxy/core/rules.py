@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from proxy.core.paths import FieldPath
 from proxy.core.tags import TagTemplate
-from proxy.core.wire import Endpoint
+from proxy.core.wire import MODEL_ENDPOINTS, Endpoint
 
 
 class UnlistedFields(StrEnum):
@@ -70,7 +70,7 @@ class Rule:
     include_in_key: tuple[FieldPath, ...]
     ttl_seconds: float
     exclude_from_key: tuple[FieldPath, ...] = ()
-    endpoints: frozenset[Endpoint] = frozenset(Endpoint)
+    endpoints: frozenset[Endpoint] = frozenset(MODEL_ENDPOINTS)
     when: When = When()
     unlisted_fields: UnlistedFields = UnlistedFields.GUARD
     normalize: tuple[Normalization, ...] = ()
@@ -84,6 +84,7 @@ class Rule:
     stale_while_revalidate_seconds: float = 0.0
     stale_if_error_seconds: float = 0.0
     refresh_ahead: float = 0.0
+    refresh_before_seconds: float = 0.0
     coalesce: Coalescing = Coalescing.SHARED
     on_disconnect: OnDisconnect = OnDisconnect.FINISH
     variants: int = 1

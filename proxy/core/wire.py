@@ -1,7 +1,7 @@
 """Small types that every layer shares: endpoints, headers, JSON values."""
 
 from enum import StrEnum
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 JsonValue: TypeAlias = bool | int | float | str | list["JsonValue"] | dict[str, "JsonValue"] | None
 
@@ -10,10 +10,15 @@ Headers: TypeAlias = tuple[tuple[bytes, bytes], ...]
 
 
 class Endpoint(StrEnum):
-    """The endpoints whose answers can be cached; the value stands in store keys."""
+    """What answers are cached of; the value stands in store keys."""
 
     CHAT = "chat"
     EMBEDDINGS = "embeddings"
+    RESOURCE = "resource"  # whatever is read by GET
+
+
+# Those that models answer, and rules are for.
+MODEL_ENDPOINTS: Final = (Endpoint.CHAT, Endpoint.EMBEDDINGS)
 
 
 def header(headers: Headers, name: bytes) -> bytes | None:

@@ -3,7 +3,7 @@
 import orjson
 from fastapi import APIRouter, Request, Response
 
-from proxy.core.wire import Endpoint
+from proxy.core.wire import MODEL_ENDPOINTS, Endpoint
 from proxy.edge.asgi import ClientGone, read_body
 from proxy.engine.base import Call
 from proxy.errors import RequestError
@@ -46,10 +46,9 @@ def admin_routes(runtime: Runtime) -> APIRouter:
 
 
 def _endpoint(name: str) -> Endpoint:
-    try:
-        return Endpoint(name)
-    except ValueError:
-        known = ", ".join(repr(endpoint.value) for endpoint in Endpoint)
+    if name not in MODEL_ENDPOINTS:
+        known = ", ".join(repr(endpoint.value) for endpoint in MODEL_ENDPOINTS)
         raise RequestError(
             f"Unknown endpoint {name!r}: one of {known}.", param="endpoint", code="invalid_value"
-        ) from None
+        )
+    return Endpoint(name)

@@ -12,6 +12,7 @@ from proxy.edge.direct import Direct
 from proxy.edge.health import WATCHED, send_watched
 from proxy.edge.openai import API_ROOT, CACHED, CachedEndpoint
 from proxy.edge.passthrough import ENDPOINT, PassThrough
+from proxy.edge.resources import ResourceReads
 from proxy.edge.responses import early_error, internal_error, send_answer
 from proxy.runtime import Peers, Runtime, Settings
 
@@ -23,10 +24,12 @@ class Edge:
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
+        self.limits = runtime.connection_limits  # for the protocol, which knows its application
         admission = Admission()
         most, longest = runtime.hot_path_bytes, runtime.hot_path_request_bytes
         self.direct = Direct(runtime, admission, most, longest) if most else None
         self._cached = CachedEndpoint(runtime, admission, self.direct)
+        self._resources = ResourceReads(runtime)
         self._passthrough = PassThrough(runtime)
         self._framework: ASGIApp | None = None
         self._loading = asyncio.Lock()
@@ -51,8 +54,11 @@ class Edge:
         try:
             if endpoint is not None:
                 await self._cached(endpoint, scope, receive, started)
+                return
+            rest = path[len(API_ROOT) :].decode("latin-1")
+            if (resource := self._resources.find(rest, scope)) is not None:
+                await self._resources(resource, rest, scope, receive, started)
             else:
-                rest = path[len(API_ROOT) :].decode("latin-1")
                 await self._passthrough(rest, scope, receive, started)
         except Exception:  # boundary: a fault of this program must not show its inside to a client
             log.exception("a request failed unexpectedly")

@@ -25,16 +25,15 @@ import math
 from typing import TYPE_CHECKING, Final
 
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from proxy.edge.direct import Begun, Direct, leave
 from proxy.edge.http_protocol import BoundedProtocol
 from proxy.edge.openai import CACHED
 from proxy.edge.outlet import AT_ONCE, Outlet
+from proxy.edge.watched_protocol import NO_REQUEST_YET, Awaited
 
 if TYPE_CHECKING:
-    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
-
     from proxy.edge.hot_table import OnWire
 
 log = logging.getLogger("magic_proxy.edge")
@@ -43,6 +42,7 @@ log = logging.getLogger("magic_proxy.edge")
 _METHODS: Final[dict[type, tuple[str, ...]]] = {
     HttpToolsProtocol: ("_unset_keepalive_if_required", "timeout_keep_alive_handler", "shutdown"),
     FlowControl: ("pause_reading", "resume_reading", "resume_writing"),
+    RequestResponseCycle: (),
 }
 _ATTRIBUTES: Final[dict[type, tuple[str, ...]]] = {
     HttpToolsProtocol: (
@@ -50,7 +50,11 @@ _ATTRIBUTES: Final[dict[type, tuple[str, ...]]] = {
         *("scope", "server_state", "tasks", "timeout_keep_alive", "timeout_keep_alive_task"),
         "transport",
     ),
-    FlowControl: ("write_paused",),
+    FlowControl: ("read_paused", "write_paused"),
+    RequestResponseCycle: (
+        *("disconnected", "message_event", "more_body", "response_complete", "response_started"),
+        "waiting_for_100_continue",
+    ),
 }
 
 
@@ -122,6 +126,14 @@ class ProxyProtocol(BoundedProtocol):
     def _take_held(self) -> bytes:
         held, self._held = self._held or [], None
         return b"".join(held)
+
+    def awaited(self) -> Awaited | None:
+        """What the client has to send now: also the rest of what the parser has not seen."""
+        if self._held is not None:
+            return (self._held, self._awaited_bytes)
+        awaited = super().awaited()
+        # A connection may have been answered directly alone.
+        return None if awaited is NO_REQUEST_YET and self._answered_at > 0 else awaited
 
     # Bytes that it sees
 
@@ -236,7 +248,7 @@ def hot_protocol(direct: Direct | None) -> type[HttpToolsProtocol]:
 def lacking() -> list[str]:
     """What this needs of uvicorn, and the installed one has not."""
     missing: list[str] = []
-    for each in (HttpToolsProtocol, FlowControl):
+    for each in _METHODS:
         code = getattr(vars(each).get("__init__"), "__code__", None)
         made = code.co_names if code is not None else ()
         missing += [f"{each.__name__}.{n}" for n in _METHODS[each] if not hasattr(each, n)]

@@ -3,19 +3,16 @@
 from typing import Final
 
 import orjson
-from uvicorn.protocols.http.httptools_impl import (
-    STATUS_LINE,
-    HttpToolsProtocol,
-    RequestResponseCycle,
-)
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
-from proxy.errors import HeadTooLarge, RequestError
+from proxy.edge.watched_protocol import WatchedProtocol
+from proxy.errors import HeadTooLarge, ProxyError, RequestError
 
 # Names, values and the request line together. nginx takes 32 KiB, and clients send one or two.
 LONGEST_HEAD_BYTES: Final = 64 * 1024
 
 
-class BoundedProtocol(HttpToolsProtocol):
+class BoundedProtocol(WatchedProtocol):
     """Closes a connection whose request head does not end: the parser alone would hold it all."""
 
     # How many messages the parser has begun, and whether it is in one, or in its head.
@@ -63,7 +60,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head = False
         self.refuse(RequestError(msg, code="invalid_http"))
 
-    def refuse(self, error: RequestError) -> None:
+    def refuse(self, error: ProxyError) -> None:
         """Say what is wrong, unless another answer is under way, and close."""
         cycle: RequestResponseCycle | None = self.cycle  # uvicorn's type leaves the None out
         answering = cycle is not None and cycle.response_started and not cycle.response_complete

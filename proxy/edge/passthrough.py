@@ -89,11 +89,17 @@ class PassThrough:
     ) -> Outcome:
         identity = snapshot.access.identify(outgoing.headers)
         refuse_dot_segments(outgoing.path)
+        outgoing = replace(outgoing, party=identity.party)
         uploads = outgoing.body is not None
         patience = Patience(outgoing.headers, self._runtime.clock, started, uploads=uploads)
         async with patience.beginning():
             exchange = await snapshot.forwarder.send(snapshot.forwarder.resolve(None), outgoing)
         response = exchange.response
+        try:
+            await snapshot.resources.written(outgoing.method, outgoing.path, response.status)
+        except BaseException:  # cancellation too: nobody else has this response
+            await response.aclose()
+            raise
         body = patience.bounded_body(RawBody(response))
         complete = await send_stream(response.status, list(response.headers), body, send)
         return replace(

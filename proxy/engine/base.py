@@ -14,7 +14,7 @@ HeaderList = list[tuple[bytes, bytes]]
 
 @value(frozen=True, slots=True)
 class Call:
-    """One request to a cacheable endpoint, authenticated and read whole.
+    """One request whose answer may be cached, authenticated and read whole.
 
     `path` is the raw path after the API root, `query` the raw query string without `?`.
     """
@@ -26,6 +26,7 @@ class Call:
     body: bytes
     identity: Identity
     request_id: str
+    method: str = "POST"
 
 
 class BodyStream(Protocol):

@@ -144,6 +144,7 @@ def _outgoing(plan: Plan, body: bytes) -> Outgoing:
             (b"accept-encoding", readable_accept_encoding(headers)),
         ),
         body=body,
+        party=plan.call.identity.party,
     )
 
 

@@ -12,7 +12,7 @@ from proxy.core.coding import Decoder, UnreadableCoding, decoder, readable_accep
 from proxy.core.entry import Usage
 from proxy.core.recording import NotStored, Recording, StreamRecorder, judge_json
 from proxy.core.transcript import read_usage
-from proxy.core.wire import Headers
+from proxy.core.wire import Endpoint, Headers
 from proxy.engine.broadcast import Piece
 from proxy.engine.entries import Entries
 from proxy.engine.flight import Flight, Head
@@ -269,12 +269,13 @@ def _outgoing(plan: Plan, store_key: str | None) -> Outgoing:
             (b"accept-encoding", coding),
         )
     return Outgoing(
-        method="POST",
+        method=plan.call.method,
         path=plan.call.path,
         query=plan.call.query,
         headers=headers,
-        body=plan.call.body,
+        body=plan.call.body if plan.call.method == "POST" else None,
         request_usage=store_key is not None and plan.wanted.stream,
+        party=plan.call.identity.party,
     )
 
 
@@ -290,8 +291,9 @@ def _judged(settlement: Settlement, coded: bytes) -> _Judged:
     body = _decoded(_text(response.headers, b"content-encoding"), coded, settlement.max_bytes)
     if isinstance(body, NotStored):
         return _Judged(body, None, None)
+    endpoint = settlement.plan.call.endpoint
     verdict = judge_json(
-        settlement.plan.call.endpoint,
+        endpoint,
         response.status,
         _text(response.headers, b"content-type") or "",
         body,
@@ -299,6 +301,8 @@ def _judged(settlement: Settlement, coded: bytes) -> _Judged:
         max_bytes=settlement.max_bytes,
         items=settlement.plan.items,
     )
+    if endpoint is Endpoint.RESOURCE:
+        return _Judged(verdict, None, body)
     usage = verdict.usage if isinstance(verdict, Recording) else _usage_in(body)
     return _Judged(verdict, usage, body)
 

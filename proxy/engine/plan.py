@@ -67,23 +67,27 @@ def cacheable_request(call: Call, forwarder: Forwarder) -> tuple[CacheableReques
     body = parse_body(call.body)
     check_fields(call.endpoint, body.fields)
     chain = forwarder.resolve(model_name(body.fields) or "")
-    uses_own = forwarder.uses_client_credentials(chain)
-    scope = _scope(
-        call.identity.tenant,
-        call.identity.credential if uses_own else None,
-        account_values(call.headers, forwarder.account_headers(chain)),
-        call.query,
-    )
     request = CacheableRequest(
         endpoint=call.endpoint,
         model=chain.model,
         fields=body.fields,
-        scope=scope,
+        scope=scope_of(call, forwarder, chain),
         headers=call.headers,
         flaw=body.flaw,
         is_plain=body.is_plain,
     )
     return request, chain
+
+
+def scope_of(call: Call, forwarder: Forwarder, chain: Chain) -> str:
+    """Who may share the answer to a call along this chain."""
+    uses_own = forwarder.uses_client_credentials(chain)
+    return _scope(
+        call.identity.tenant,
+        call.identity.credential if uses_own else None,
+        account_values(call.headers, forwarder.account_headers(chain)),
+        call.query,
+    )
 
 
 def _scope(

@@ -282,6 +282,8 @@ class CacheService:
         rule = plan.derivation.rule
         assert rule is not None
         now, repeats_until = self._clock.wall(), hit.entry.fresh_until
+        if hit.ttl_seconds <= rule.refresh_before_seconds and may_refresh(plan.control):
+            self._refresh(plan, store_key)
         if rule.refresh_ahead and may_refresh(plan.control):
             eagerness = rule.refresh_ahead
             if ahead_of_time(hit.entry, now, eagerness=eagerness):

@@ -5,7 +5,7 @@ from proxy.core.freshness import jittered, lifetime_seconds
 from proxy.core.recording import NotStored, Recording
 from proxy.core.rules import Rule
 from proxy.core.stored_headers import stored_headers
-from proxy.core.wire import Headers
+from proxy.core.wire import Endpoint, Headers
 from proxy.engine.plan import Plan
 from proxy.upstream.base import Exchange
 
@@ -30,6 +30,8 @@ def refusal(plan: Plan, exchange: Exchange) -> NotStored | None:
         return NotStored.TOO_MANY_TAGS
     if exchange.response.status != 200:  # noqa: PLR2004  # the one status whose body is an answer
         return NotStored.STATUS
+    if plan.call.endpoint is Endpoint.RESOURCE and not is_json(exchange.response.headers):
+        return NotStored.CONTENT_TYPE
     rule = plan.derivation.rule
     if rule is not None and lifetime_of(rule, exchange) <= 0:
         return NotStored.NO_LIFETIME
@@ -73,6 +75,12 @@ def entry_of(
         generation=plan.generation,
         took_seconds=took,
     )
+
+
+def is_json(headers: Headers) -> bool:
+    """Whether the answer says that it is JSON, and no stream of it."""
+    said = next((value for name, value in headers if name.lower() == b"content-type"), b"")
+    return said.partition(b";")[0].strip().lower() == b"application/json"
 
 
 def _lower(headers: Headers) -> Headers:

@@ -1,8 +1,9 @@
 """The composition root: the one place that names concrete classes and reads settings."""
 
+from proxy.runtime.connections import ConnectionLimits
 from proxy.runtime.peers import Peers
 from proxy.runtime.runtime import Runtime
 from proxy.runtime.snapshot import Snapshot
 from proxy.settings.models import Settings
 
-__all__ = ["Peers", "Runtime", "Settings", "Snapshot"]
+__all__ = ["ConnectionLimits", "Peers", "Runtime", "Settings", "Snapshot"]

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from proxy.access.clients import CREDENTIAL_HEADERS, Access, Client, ClientMode
 from proxy.clock import Clock
+from proxy.core.catalogue import Listing, Named
 from proxy.core.codec import peek_expiry
 from proxy.engine.base import StorageObserver
 from proxy.engine.dictionaries import Dictionaries
@@ -28,11 +29,13 @@ from proxy.stores.disk import DiskStore
 from proxy.stores.memory import MemoryStore
 from proxy.stores.tiered import TieredStore
 from proxy.tasks import TaskGroup
-from proxy.upstream.base import AttemptObserver, Profile, Timeouts
+from proxy.upstream.base import AttemptObserver, Forwarder, Profile, Timeouts
 from proxy.upstream.budget import UNLIMITED, BudgetPolicy
+from proxy.upstream.catalogue import Catalogue
 from proxy.upstream.circuit import NEVER_OPENS, CircuitPolicy
 from proxy.upstream.config import KeySecret, TransportName, UpstreamConfig
 from proxy.upstream.dispatch import UpstreamSet
+from proxy.upstream.queueing import QueuePolicy
 from proxy.upstream.router import Route, Router
 
 _ACCOUNT_HEADERS = ("openai-organization", "openai-project")
@@ -170,6 +173,24 @@ def build_router(settings: Settings) -> Router:
     )
 
 
+def build_catalogue(settings: Settings, forwarder: Forwarder) -> Catalogue:
+    """What reads of resources are sent through."""
+    return Catalogue(forwarder, _listing(settings) if settings.merges_catalogue else None)
+
+
+def _listing(settings: Settings) -> Listing:
+    main = settings.main_upstream
+    is_closed = settings.unlisted_models is UnlistedModels.REFUSE
+    names = {**{name: name for name in settings.models}, **settings.aliases}
+
+    def named(name: str, internal: str) -> Named:
+        model = settings.models[internal]
+        return Named(name, model.upstream or main, model.model or internal)
+
+    listed = tuple(named(name, internal) for name, internal in names.items())
+    return Listing(listed, None if is_closed else main)
+
+
 def _route(name: str, model: ModelSettings, main_upstream: str) -> Route:
     profile = Profile(
         name=name,
@@ -216,6 +237,7 @@ def _upstream(name: str, upstream: UpstreamSettings) -> UpstreamConfig:
         max_attempts=upstream.attempts,
         circuit=_circuit(upstream.circuit),
         retry_budget=_retry_budget(upstream.retry_budget),
+        queue=_queue(upstream),
     )
 
 
@@ -238,6 +260,12 @@ def key_secrets(keys: Iterable[WeightedKey]) -> tuple[KeySecret, ...]:
         )
         for key in keys
     )
+
+
+def _queue(upstream: UpstreamSettings) -> QueuePolicy | None:
+    if upstream.max_concurrent is None:
+        return None
+    return QueuePolicy(upstream.max_concurrent, upstream.max_waiting, upstream.max_wait_seconds)
 
 
 def _account_headers(upstream: UpstreamSettings) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from proxy.engine.generations import Generations
 from proxy.engine.item_fetches import Fetches
 from proxy.engine.purging import Purging
 from proxy.engine.refresh import Refreshes
+from proxy.engine.resources import Resources
 from proxy.engine.service import CacheService, Lasting
 from proxy.engine.sweeping import Sweeps
 from proxy.engine.write_behind import WriteBehind
@@ -34,6 +35,7 @@ from proxy.metrics import (
     StoreReport,
     circuit_metrics,
     counter,
+    gate_metrics,
     gauge,
     key_metrics,
     rendered,
@@ -42,6 +44,7 @@ from proxy.metrics import (
 from proxy.request_log import RequestLog
 from proxy.runtime.build import (
     build_access,
+    build_catalogue,
     build_dictionaries,
     build_forwarder,
     build_policy,
@@ -51,11 +54,13 @@ from proxy.runtime.build import (
     write_limits,
 )
 from proxy.runtime.certificates import check_certificates
+from proxy.runtime.connections import ConnectionLimits
 from proxy.runtime.key_states import KeyStates, key_report
 from proxy.runtime.peers import Peers
 from proxy.runtime.request_ids import RequestIds
 from proxy.runtime.sharing import build_shared
 from proxy.runtime.snapshot import Snapshot
+from proxy.settings.compile import compile_resources
 from proxy.settings.invalidation import compile_events
 from proxy.settings.models import Settings
 from proxy.stores.base import Store, StoreStats
@@ -154,6 +159,14 @@ class Runtime:
     def hot_path_request_bytes(self) -> int:
         """The longest request that the hot path takes, its head included."""
         return self._settings.server.hot_path_request_bytes
+
+    @property
+    def connection_limits(self) -> ConnectionLimits:
+        """What connections are allowed: the same for the life of the process."""
+        server = self._settings.server
+        return ConnectionLimits(
+            server.request_head_seconds, server.request_gap_seconds, server.max_connections
+        )
 
     async def start(self) -> None:
         """Open the store, begin to write and to log; a store that is down does not keep it up."""
@@ -287,13 +300,17 @@ class Runtime:
         self._forwarder = forwarder
         self._keys.follow(settings, forwarder.pools)
         self._transports.update(forwarder.transports)
+        policy = replace(build_policy(settings), key_prefix=self._key_prefix)
+        catalogue = build_catalogue(settings, forwarder)
         self._snapshot = Snapshot(
-            service=CacheService(
-                replace(build_policy(settings), key_prefix=self._key_prefix),
-                self._lasting,
-                self._forwarder,
+            service=CacheService(policy, self._lasting, forwarder, self.clock, self._observer),
+            resources=Resources(
+                compile_resources(settings),
+                CacheService(policy, self._lasting, catalogue, self.clock, self._observer),
+                catalogue,
+                self._lasting.generations,
                 self.clock,
-                self._observer,
+                enabled=policy.enabled,
             ),
             forwarder=self._forwarder,
             access=build_access(settings),
@@ -339,6 +356,7 @@ class Runtime:
         if self._forwarder is not None:
             yield from key_metrics(self._forwarder.key_states())
             yield from circuit_metrics(self._forwarder.circuit_states())
+            yield from gate_metrics(self._forwarder.gate_states())
 
 
 async def _stats(tier: Store) -> StoreStats:

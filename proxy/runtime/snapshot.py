@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from proxy.access.clients import Access
 from proxy.core.invalidation import Events
 from proxy.engine.base import Observer
+from proxy.engine.resources import Resources
 from proxy.engine.service import CacheService
 from proxy.upstream.base import Forwarder
 
@@ -14,6 +15,7 @@ class Snapshot:
     """What a request needs; it keeps the one it began with."""
 
     service: CacheService
+    resources: Resources
     forwarder: Forwarder
     access: Access
     observer: Observer

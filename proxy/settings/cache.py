@@ -4,9 +4,17 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
 
 from proxy.core.paths import FieldPath
+from proxy.core.resources import PathPattern
 from proxy.core.rules import (
     DEFAULT_FINISH_REASONS,
     Coalescing,
@@ -15,7 +23,7 @@ from proxy.core.rules import (
     VariantChoice,
 )
 from proxy.core.tags import TagTemplate
-from proxy.core.wire import Endpoint
+from proxy.core.wire import MODEL_ENDPOINTS, Endpoint
 from proxy.settings.types import (
     PREFIX_PATTERN,
     Bytes,
@@ -48,6 +56,23 @@ def _pattern(text: str) -> str:
     return text
 
 
+def _resource_path(text: str) -> str:
+    PathPattern.parse(text)
+    return text
+
+
+def _model_endpoint(endpoint: Endpoint) -> Endpoint:
+    if endpoint not in MODEL_ENDPOINTS:
+        raise ValueError(f"must be one of: {', '.join(MODEL_ENDPOINTS)}")
+    return endpoint
+
+
+ModelEndpoint: TypeAlias = Annotated[
+    Endpoint,
+    AfterValidator(_model_endpoint),
+    WithJsonSchema({"type": "string", "enum": [each.value for each in MODEL_ENDPOINTS]}),
+]
+ResourcePath: TypeAlias = Annotated[Text, AfterValidator(_resource_path)]
 TagText: TypeAlias = Annotated[Text, AfterValidator(_tag)]
 PathText: TypeAlias = Annotated[Text, AfterValidator(_field_path)]
 Pattern: TypeAlias = Annotated[Text, AfterValidator(_pattern)]
@@ -110,8 +135,8 @@ class RuleSettings(Section):
     exclude_from_key: tuple[PathText, ...] = Field(
         default=(), description="Fields or paths taken out again."
     )
-    endpoints: tuple[Endpoint, ...] = Field(
-        default=tuple(Endpoint), min_length=1, description="Endpoints that the rule is for."
+    endpoints: tuple[ModelEndpoint, ...] = Field(
+        default=MODEL_ENDPOINTS, min_length=1, description="Endpoints that the rule is for."
     )
     when: WhenSettings = Field(
         default=WhenSettings(), description="Conditions on the request; all that are set must hold."
@@ -195,6 +220,34 @@ class RuleSettings(Section):
     )
 
 
+class ResourceSettings(Section):
+    """GETs that are answered from the cache, and forgotten with each write to what they read."""
+
+    paths: tuple[ResourcePath, ...] = Field(
+        min_length=1,
+        description="Paths from `/v1` on, such as `/v1/assistants/*`: `*` is one segment, `**` at "
+        "the end one or more.",
+    )
+    ttl_seconds: Seconds = Field(
+        default=300.0,
+        description="How long an answer stays fresh; a read in the last fifth of that has a new "
+        "one fetched in the background. 0 stores nothing.",
+    )
+    stale_if_error_seconds: Seconds = Field(
+        default=0.0,
+        description="How long after its time an answer is still served where the upstream fails.",
+    )
+    max_entry_bytes: Bytes = Field(
+        default=1024 * 1024, description="Largest answer that is stored."
+    )
+    vary: tuple[HeaderName, ...] = Field(
+        default=("OpenAI-Beta",),
+        description="Request headers on which the answer depends: they are in the key.",
+    )
+
+
+MODEL_RESOURCES = ResourceSettings(paths=("/v1/models", "/v1/models/**"))
+
 DEFAULT_RULES = (
     RuleSettings(
         name="embeddings",
@@ -256,6 +309,11 @@ class CacheSettings(Section):
     expose_upstream: bool = Field(
         default=True,
         description="Tell clients in `X-Upstream` which upstream and model gave a new answer.",
+    )
+    resources: tuple[ResourceSettings, ...] = Field(
+        default=(),
+        description="GETs that are cached, tried in order; the first that fits counts. After them "
+        "come `/v1/models` and `/v1/models/**`, for 300 seconds.",
     )
     rules: Annotated[tuple[RuleSettings, ...], BeforeValidator(_name_rules)] = Field(
         default=DEFAULT_RULES,

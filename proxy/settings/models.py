@@ -10,13 +10,14 @@ from pydantic_core import PydanticCustomError
 from proxy.settings.cache import (
     CacheSettings,
     NormalizeSettings,
+    ResourceSettings,
     RuleSettings,
     WhenSettings,
 )
 from proxy.settings.checks import contradictions
 from proxy.settings.clients import OPEN, AdminSettings, Clients, ClientSettings
 from proxy.settings.invalidation import EventSettings, Invalidation
-from proxy.settings.routing import ModelSettings, PriceSettings, UnlistedModels
+from proxy.settings.routing import CatalogueKind, ModelSettings, PriceSettings, UnlistedModels
 from proxy.settings.server import LogLevel, ServerSettings
 from proxy.settings.store import (
     DiskSettings,
@@ -45,6 +46,7 @@ __all__ = [
     "ApiKeySettings",
     "AuthSettings",
     "CacheSettings",
+    "CatalogueKind",
     "CircuitSettings",
     "ClientSettings",
     "Clients",
@@ -56,6 +58,7 @@ __all__ = [
     "NormalizeSettings",
     "PriceSettings",
     "RedisSettings",
+    "ResourceSettings",
     "RetryBudgetSettings",
     "RuleSettings",
     "ServerSettings",
@@ -116,6 +119,12 @@ class Settings(Section):
     aliases: Mapping[Text, Text] = Field(
         default={}, description="Further names of internal models: `alias: internal name`."
     )
+    catalogue: CatalogueKind | None = Field(
+        default=None,
+        description="What `GET /v1/models` lists: `merged` every name that clients may use (those "
+        "of `models`, `aliases`, and of the default upstream), `passthrough` what the default "
+        "upstream does. Default: `merged` where there are several upstreams, models or aliases.",
+    )
     prices: Mapping[Text, PriceSettings] = Field(
         default={},
         description="What models cost, by internal name or glob; the first that matches counts. "
@@ -154,3 +163,10 @@ class Settings(Section):
     def main_upstream(self) -> str:
         """The name of the upstream for all that names no other."""
         return self.default_upstream or next(iter(self.upstreams))
+
+    @property
+    def merges_catalogue(self) -> bool:
+        """Whether the list of models is made here."""
+        if self.catalogue is None:
+            return len(self.upstreams) > 1 or bool(self.models or self.aliases)
+        return self.catalogue is CatalogueKind.MERGED

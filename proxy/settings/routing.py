@@ -32,6 +32,13 @@ def _typed(value: Any) -> Any:
 Params: TypeAlias = Annotated[Mapping[str, JsonValue], BeforeValidator(_typed)]
 
 
+class CatalogueKind(StrEnum):
+    """What `GET /v1/models` tells."""
+
+    MERGED = "merged"  # every name that clients may use
+    PASSTHROUGH = "passthrough"  # what the default upstream tells
+
+
 class ModelSettings(Section):
     """One internal model name: who answers for it, and as what."""
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field
 
-from proxy.settings.types import Bytes, BytesOrNone, NotBool, Seconds, Section, Text
+from proxy.settings.types import Bytes, BytesOrNone, NotBool, Positive, Seconds, Section, Text, Wait
 
 
 class LogLevel(StrEnum):
@@ -56,6 +56,21 @@ class ServerSettings(Section):
         default=20 * 1024 * 1024,
         description="Largest body of a request that must be read whole (chat, embeddings); a "
         "larger one is answered with 413. Other uploads are streamed and have no limit.",
+    )
+    request_head_seconds: Wait = Field(
+        default=30.0,
+        description="How long a client may take for the head of a request, and for its first one "
+        "to begin; after that the connection is closed, with 408 if something came.",
+    )
+    request_gap_seconds: Wait = Field(
+        default=60.0,
+        description="How long a client may send nothing in the middle of a body that is read; "
+        "after that the answer is 408.",
+    )
+    max_connections: Positive | None = Field(
+        default=None,
+        description="Most connections of one worker; more are answered with 503 and closed. Null "
+        "is no limit.",
     )
     hot_path_bytes: BytesOrNone = Field(
         default=32 * 1024 * 1024,

@@ -239,6 +239,17 @@ class UpstreamSettings(Section):
     max_connections: Count = Field(
         default=1000, description="Most connections of one worker; 0 is no limit."
     )
+    max_concurrent: Positive | None = Field(
+        default=None,
+        description="Most requests of one worker that are under way at once; more wait in line, "
+        "tenants in turn. Null is no limit.",
+    )
+    max_waiting: Count = Field(
+        default=100, description="Most requests that wait in line; more are answered with 429."
+    )
+    max_wait_seconds: Wait = Field(
+        default=30.0, description="How long a request waits in line before it is answered with 429."
+    )
     http_proxy: Annotated[SecretStr, AfterValidator(_proxy_url)] | None = Field(
         default=None, description="Forward proxy on the way to this upstream."
     )

@@ -97,6 +97,11 @@ class Attempts:
         return None if self._deadline is None else self._deadline - self._clock.monotonic()
 
     @property
+    def party(self) -> str:
+        """Who asks."""
+        return self._outgoing.party
+
+    @property
     def is_upload(self) -> bool:
         """True for a body that can be sent once only."""
         return self._upload is not None

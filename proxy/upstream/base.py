@@ -106,6 +106,7 @@ class Outgoing:
     `path` is the raw path after the API root (`/chat/completions`), `query` the raw query string
     without `?`. A streamed body can be sent once, so it is never retried after its first byte.
     `request_usage` allows asking a stream for its usage chunk where the upstream is set so.
+    `party` is who gets a fair share where requests have to wait for each other.
     """
 
     method: str
@@ -114,6 +115,7 @@ class Outgoing:
     headers: Headers
     body: bytes | AsyncIterator[bytes] | None = None
     request_usage: bool = False
+    party: str = ""
 
 
 def not_counted(tokens: int) -> None:
@@ -150,7 +152,11 @@ class AttemptObserver(Protocol):
         ...
 
     def withheld(self, upstream: str, reason: str) -> None:
-        """`reason` is `circuit-open` or `retry-budget`."""
+        """`reason` is `circuit-open`, `retry-budget`, `queue-full` or `queue-timeout`."""
+        ...
+
+    def waited(self, upstream: str, seconds: float) -> None:
+        """A request got its turn after so long; told where `max_concurrent` is set."""
         ...
 
 
@@ -185,3 +191,15 @@ class Forwarder(Protocol):
         ...
 
     async def aclose(self) -> None: ...
+
+
+class ResourceForwarder(Forwarder, Protocol):
+    """The upstreams as reads of resources see them; paths are raw, after the API root."""
+
+    def merges(self, path: str) -> bool:
+        """Whether the answer for this path is made here, out of those of upstreams."""
+        ...
+
+    def chain(self, path: str) -> Chain:
+        """Whom a read of this path asks, by `send`. Raises `UnknownModel`."""
+        ...

@@ -7,6 +7,7 @@ from enum import StrEnum
 from proxy.upstream.base import Timeouts
 from proxy.upstream.budget import BudgetPolicy
 from proxy.upstream.circuit import CircuitPolicy
+from proxy.upstream.queueing import QueuePolicy
 
 
 class TransportName(StrEnum):
@@ -55,9 +56,9 @@ class UpstreamConfig:
     its whole chain, taken from the chain's first upstream. `wait_for_key_seconds` is how long a
     request may wait for a cooling key before it is refused. `max_connections` None is no limit;
     above it, requests wait in line for up to `first_byte_seconds`. `max_batch` None is no limit of
-    inputs in one embeddings request. `sticky_prefix_chars` is how many characters of their prompts
-    requests have in common that are to share a key; 0 is none. Fields that can hold secrets are not
-    in the repr.
+    inputs in one embeddings request, `queue` None none of requests at the same time.
+    `sticky_prefix_chars` is how many characters of their prompts requests have in common that are
+    to share a key; 0 is none. Fields that can hold secrets are not in the repr.
     """
 
     name: str
@@ -84,6 +85,7 @@ class UpstreamConfig:
     max_attempts: int = 3
     circuit: CircuitPolicy = field(default_factory=CircuitPolicy)
     retry_budget: BudgetPolicy = field(default_factory=BudgetPolicy)
+    queue: QueuePolicy | None = None
 
     def is_guarded_like(self, other: "UpstreamConfig") -> bool:
         """Whether circuit and budget of the one are as good for the other."""

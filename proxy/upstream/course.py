@@ -1,12 +1,12 @@
 """One request's way through the keys and profiles of its chain."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import assert_never
 
 from proxy.clock import Clock
-from proxy.errors import UpstreamError, UpstreamTimeout
+from proxy.errors import UpstreamBusy, UpstreamError, UpstreamTimeout
 from proxy.upstream.attempt import Ahead, Answered, Attempts
 from proxy.upstream.base import AttemptObserver, Chain, Exchange, Outgoing, Profile
 from proxy.upstream.connection import least
@@ -14,6 +14,7 @@ from proxy.upstream.guard import Passage
 from proxy.upstream.keypool import Lease
 from proxy.upstream.last_word import LastWord
 from proxy.upstream.needs import Needs
+from proxy.upstream.replay import Leased
 from proxy.upstream.running import Upstream
 from proxy.upstream.verdict import KeyLimited, KeyRejected, Trouble, UpstreamFault
 
@@ -101,6 +102,30 @@ class Course:
             raise
 
     async def _through(self, turn: _Turn) -> Exchange | None:
+        """Try one profile when it is this request's turn; None where the next one is to come."""
+        gate = turn.upstream.gate
+        if gate is None:
+            return await self._tried(turn)
+        try:
+            slot = await gate.enter(self._attempts.party, self._attempts.seconds_left)
+        except UpstreamBusy as error:
+            is_full = error.error_code == "upstream_queue_full"
+            self._withhold(turn.upstream, "queue-full" if is_full else "queue-timeout")
+            self._last_word.failed(error)
+            return None
+        if self._observer is not None:
+            self._observer.waited(turn.upstream.config.name, slot.waited_seconds)
+        exchange = None
+        try:
+            exchange = await self._tried(turn)
+        finally:
+            if exchange is None:
+                slot.leave()
+        if exchange is None:
+            return None
+        return replace(exchange, response=Leased(exchange.response, slot.leave))
+
+    async def _tried(self, turn: _Turn) -> Exchange | None:
         """Try one profile with one key after another; None where the next profile is to come."""
         upstream = turn.upstream
         while self._may_attempt(turn):

@@ -9,6 +9,7 @@ from proxy.core.breaker import CircuitState
 from proxy.upstream.base import AttemptObserver, Chain, Exchange, Outgoing, Transport
 from proxy.upstream.config import UpstreamConfig
 from proxy.upstream.course import Course
+from proxy.upstream.gate import Gate, GateState
 from proxy.upstream.guard import Guard
 from proxy.upstream.keypool import KeyPool
 from proxy.upstream.pooled_key import KeyStatus
@@ -46,7 +47,12 @@ class UpstreamSet:
             raise ValueError(f"a route leads to an unknown upstream: {', '.join(unknown)}")
         self._upstreams = {
             config.name: Upstream(
-                config, transport_factory(config), _pool(config), Guard(config, clock), clock
+                config,
+                transport_factory(config),
+                _pool(config),
+                Guard(config, clock),
+                clock,
+                Gate(config.name, config.queue, clock) if config.queue is not None else None,
             )
             for config in configs
         }
@@ -61,16 +67,21 @@ class UpstreamSet:
         """Go on with what `other` has learned of the upstreams that both have.
 
         The circuit and the retry budget stay the same ones for requests under the old and the new
-        settings, where what they guard and how is unchanged.
+        settings, where what they guard and how is unchanged; so does the line of those who wait.
         """
-        for name, upstream in self._upstreams.items():
+        for name, upstream in list(self._upstreams.items()):
             before = other._upstreams.get(name)  # noqa: SLF001  # its own kind
             if before is None:
                 continue
             if upstream.pool is not None and before.pool is not None:
                 upstream.pool.take_over(before.pool)
+            guard, gate, queue = upstream.guard, upstream.gate, upstream.config.queue
             if before.config.is_guarded_like(upstream.config):
-                self._upstreams[name] = replace(upstream, guard=before.guard)
+                guard = before.guard
+            if before.gate is not None and queue is not None:
+                gate = before.gate
+                gate.change(queue)
+            self._upstreams[name] = replace(upstream, guard=guard, gate=gate)
 
     def resolve(self, model: str | None) -> Chain:
         """The chain for a client's model name. Raises `UnknownModel`."""
@@ -129,6 +140,14 @@ class UpstreamSet:
     def circuit_states(self) -> dict[str, CircuitState]:
         """For each upstream: where its circuit stands."""
         return {name: upstream.guard.state for name, upstream in self._upstreams.items()}
+
+    def gate_states(self) -> dict[str, GateState]:
+        """For each upstream with a limit of requests: how full it is."""
+        return {
+            name: upstream.gate.state
+            for name, upstream in self._upstreams.items()
+            if upstream.gate is not None
+        }
 
     @property
     def transports(self) -> tuple[Transport, ...]:

@@ -64,7 +64,7 @@ async def read_ahead(response: UpstreamResponse, limit: int, seconds: float) -> 
 
 
 class Leased:
-    """An answer that holds a key; closing it gives the key back."""
+    """An answer that holds a key, or a slot; closing it gives that back."""
 
     def __init__(self, response: UpstreamResponse, release: Callable[[], None]) -> None:
         self._response = response

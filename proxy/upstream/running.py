@@ -8,6 +8,7 @@ from proxy.core.wire import Headers
 from proxy.upstream.allowance import Need
 from proxy.upstream.base import Transport
 from proxy.upstream.config import UpstreamConfig
+from proxy.upstream.gate import Gate
 from proxy.upstream.guard import Guard
 from proxy.upstream.key_lines import tell
 from proxy.upstream.keypool import KeyPool, Lease
@@ -20,7 +21,7 @@ from proxy.upstream.verdict import Verdict
 class Upstream:
     """Its address, connections, keys and circuit.
 
-    `pool` is None where clients bring their own key.
+    `pool` is None where clients bring their own key, `gate` where there is no limit of requests.
     """
 
     config: UpstreamConfig
@@ -28,6 +29,7 @@ class Upstream:
     pool: KeyPool | None
     guard: Guard
     clock: Clock
+    gate: Gate | None = None
 
     async def lease(
         self, excluded: Container[int], need: Need, *, patience: float, may_probe: bool

@@ -96,7 +96,7 @@ def test_B60_a_client_that_leaves_a_pass_through_is_told_as_incomplete(
     site.standin.app.script(Script(hold="never", hold_after=hold_after, split_bytes=40))
 
     with Wire(running.proxy.url) as wire:
-        wire.request("GET", "/v1/models", headers=key_of(running))
+        wire.request("GET", "/v1/echo", headers=key_of(running))
         site.standin.app.wait_for_requests(1)[0].holding.wait()
         if hold_after is not None:
             wire.read_until(b"\r\n\r\n", b'{"')
@@ -109,7 +109,7 @@ def test_B60_a_client_that_leaves_a_pass_through_is_told_as_incomplete(
 def test_B60_a_pass_through_that_ends_well_is_told_as_complete(ask: NewAsker) -> None:
     running = ask()
 
-    answer = httpx.get(f"{running.proxy.base_url}/models", headers=key_of(running))
+    answer = httpx.get(f"{running.proxy.base_url}/echo", headers=key_of(running))
 
     assert answer.status_code == 200
     eventually(lambda: requests_told(running, "other") == {"bypass": 1})
@@ -123,7 +123,7 @@ def test_B60_a_pass_through_that_breaks_off_upstream_is_told_as_incomplete(
     site.standin.app.script(Script(split_bytes=10, hold="cut", hold_after=1, close_after=1))
 
     with Wire(running.proxy.url) as wire:
-        wire.request("GET", "/v1/models", headers=key_of(running))
+        wire.request("GET", "/v1/echo", headers=key_of(running))
         site.standin.app.wait_for_requests(1)[0].holding.wait()
         wire.read_until(b"\r\n\r\n")
         site.standin.app.gate("cut").set()

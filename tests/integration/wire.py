@@ -43,6 +43,24 @@ class Wire:
         """Bytes as they are."""
         self._socket.sendall(raw)
 
+    def pace(self, seconds: float) -> None:
+        """From now on, so long does one read wait."""
+        self._socket.settimeout(seconds)
+
+    def send_if_open(self, raw: bytes, /) -> None:
+        """Bytes as they are; that nobody takes them any more is no error."""
+        try:
+            self._socket.sendall(raw)
+        except ConnectionError:
+            self.ended = True
+
+    def look(self) -> None:
+        """Read what comes within one read's time, if anything does."""
+        try:
+            self._more()
+        except TimeoutError:
+            return
+
     def request(
         self,
         method: str,

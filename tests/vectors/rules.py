@@ -9,7 +9,7 @@ from proxy.core.matching import RuleSet
 from proxy.core.paths import FieldPath
 from proxy.core.request import CacheableRequest
 from proxy.core.rules import Normalization, Rule, UnlistedFields, When
-from proxy.core.wire import Endpoint
+from proxy.core.wire import MODEL_ENDPOINTS, Endpoint
 
 
 def rule_of(given: dict[str, Any], when: When | None = None) -> Rule:
@@ -18,7 +18,7 @@ def rule_of(given: dict[str, Any], when: When | None = None) -> Rule:
         model_names=tuple(given.get("model_names", ["*"])),
         include_in_key=tuple(map(FieldPath.parse, given["include_in_key"])),
         exclude_from_key=tuple(map(FieldPath.parse, given.get("exclude_from_key", []))),
-        endpoints=frozenset(map(Endpoint, given.get("endpoints", list(Endpoint)))),
+        endpoints=frozenset(map(Endpoint, given.get("endpoints", MODEL_ENDPOINTS))),
         unlisted_fields=UnlistedFields(given.get("unlisted_fields", "guard")),
         normalize=tuple(
             Normalization(

@@ -50,6 +50,7 @@ class FakeRuntime:
     def new_snapshot(self) -> Snapshot:
         return Snapshot(
             service=cast("Any", FakeService()),
+            resources=cast("Any", None),
             forwarder=cast("Any", None),
             access=cast("Any", None),
             observer=self.told,

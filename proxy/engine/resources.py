@@ -1,0 +1,95 @@
+"""Resources: GETs that are answered from the cache, and the writes that make them out of date."""
+
+import logging
+
+from proxy.clock import Clock
+from proxy.core.control import client_control
+from proxy.core.replay import AS_STORED
+from proxy.core.resources import (
+    PARTIAL,
+    READS,
+    Resource,
+    ResourceSet,
+    derive_resource,
+    tags_of_path,
+)
+from proxy.core.selectors import Selector
+from proxy.core.wire import Headers
+from proxy.engine.base import Answer, Call
+from proxy.engine.generations import Generations
+from proxy.engine.plan import Plan, scope_of
+from proxy.engine.service import CacheService
+from proxy.errors import StoreUnavailable
+from proxy.upstream.base import ResourceForwarder
+
+log = logging.getLogger("magic_proxy.resources")
+
+_FIRST_REDIRECT = 300
+
+
+class Resources:
+    """The resources of one configuration; paths are raw, after the API root `api_root`.
+
+    With `enabled` false nothing is cached, and only what is made here is read through this.
+    """
+
+    def __init__(
+        self,
+        resources: ResourceSet,
+        service: CacheService,
+        forwarder: ResourceForwarder,
+        generations: Generations,
+        clock: Clock,
+        *,
+        enabled: bool,
+        api_root: str = "/v1",
+    ) -> None:
+        self._resources = resources
+        self._service = service
+        self._forwarder = forwarder
+        self._generations = generations
+        self._clock = clock
+        self._enabled = enabled
+        self._root = api_root
+
+    def find(self, method: str, path: str, headers: Headers) -> Resource | None:
+        """The resource that a request reads as a whole; None for what passes through."""
+        if method not in READS:
+            return None
+        resource = self._resources.find(self._root + path)
+        if resource is None or any(name in PARTIAL for name, _ in headers):
+            return None
+        is_cached = self._enabled and resource.rule.ttl_seconds > 0
+        return resource if is_cached or self._forwarder.merges(path) else None
+
+    async def read(self, resource: Resource, call: Call) -> Answer:
+        """The answer to a read. Raises `UnknownModel`; other proxy errors become answers."""
+        chain = self._forwarder.chain(call.path)
+        path = self._root + call.path
+        plan = Plan(
+            call=call,
+            chain=chain,
+            derivation=derive_resource(
+                resource, path, call.headers, scope_of(call, self._forwarder, chain), chain.model
+            ),
+            control=client_control(call.headers),
+            wanted=AS_STORED,
+            items=None,
+            started=self._clock.monotonic(),
+            generation=self._generations.current,
+            given_tags=tags_of_path(path),
+        )
+        return await self._service.finish(plan)
+
+    async def written(self, method: str, path: str, status: int) -> None:
+        """A write was answered so: what it makes out of date is not served any more."""
+        if status >= _FIRST_REDIRECT:
+            return
+        for tag in self._resources.outdated_by(method, self._root + path):
+            try:
+                await self._generations.add(Selector(tag=tag))
+            except StoreUnavailable as error:
+                log.warning(
+                    "what a write made out of date is known in this process alone (%s)",
+                    error.message,
+                )
