@@ -1,7 +1,9 @@
-"""uvicorn's HTTP protocol with what it lacks: a bound on heads, and refusals in the envelope."""
+"""uvicorn's HTTP protocol with what it lacks: bounds on heads, errors in the envelope, tunnels."""
 
+import sys
 from typing import Final
 
+import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
@@ -9,10 +11,13 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
+from proxy.edge.tunnel import ClientEnd
 from proxy.errors import HeadTooLarge, RequestError
 
 # Names, values and the request line together. nginx takes 32 KiB, and clients send one or two.
 LONGEST_HEAD_BYTES: Final = 64 * 1024
+# Where a request that asks for another protocol has its connection, in the ASGI scope.
+CONNECTION: Final = "magic_proxy.connection"
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -23,11 +28,21 @@ class BoundedProtocol(HttpToolsProtocol):
     _in_message = False
     _in_head = False
     _head_bytes = 0
+    _upgrading = False
+    _parsed = 0  # bytes of the read under way that were HTTP
 
     def data_received(self, data: bytes) -> None:
         """Parse, and count what belongs to a head that has not ended yet."""
         was_in_head, first = self._in_head, not self._in_message and self._messages + 1
-        super().data_received(data)
+        self._parsed = len(data)
+        if self._upgrading:
+            self._parsed = 0
+        else:
+            super().data_received(data)
+        if self._parsed < len(data):
+            # It would be for the parser of another protocol, which may never come.
+            self.refuse(RequestError("Nothing may follow a request to upgrade.", code="too_early"))
+            return
         if not self._in_head:
             return
         if was_in_head:
@@ -51,12 +66,40 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The empty line after the headers was parsed."""
         self._in_head = False
+        if self.parser.should_upgrade():
+            self.scope[CONNECTION] = self  # type: ignore[typeddict-unknown-key]  # ours, not ASGI's
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """A request's last byte was parsed."""
         self._in_message = False
         super().on_message_complete()
+
+    def await_upgrade(self) -> None:
+        """The request under way asks for a tunnel: nothing may come before its answer."""
+        self._upgrading = True
+        self.cycle.keep_alive = False
+
+    def take_over(self, head: bytes) -> ClientEnd | None:
+        """Answer the request with `head`, after which the connection is no longer HTTP.
+
+        None where the client has gone.
+        """
+        if self.transport.is_closing() or self.pipeline:
+            return None
+        self.transport.write(head)
+        # uvicorn has nothing more to do with it.
+        self.cycle.response_started = self.cycle.response_complete = True
+        self._unset_keepalive_if_required()
+        self.flow.resume_reading()
+        self.connections.discard(self)
+        return ClientEnd(self.transport, self.connections)
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Not worth a line: what is not known here is passed over (RFC 9110 section 7.8)."""
+        upgrade = sys.exception()
+        assert isinstance(upgrade, httptools.HttpParserUpgrade), "who calls this has caught one"
+        self._parsed = upgrade.args[0]
 
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP gets its answer in the envelope as well."""

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field
 
-from proxy.settings.types import Bytes, BytesOrNone, NotBool, Seconds, Section, Text
+from proxy.settings.types import Bytes, BytesOrNone, NotBool, Seconds, Section, Text, Wait
 
 
 class LogLevel(StrEnum):
@@ -68,6 +68,11 @@ class ServerSettings(Section):
         description="The longest request that is answered so, its head included. Longer ones take "
         "the ordinary path, which reads long bodies in a thread; one that is answered here holds "
         "up all others meanwhile, for some 2 microseconds a KB.",
+    )
+    websocket_idle_seconds: Wait | None = Field(
+        default=600.0,
+        description="How long a WebSocket may be silent in both directions before it is closed; "
+        "null is no limit.",
     )
     shutdown_grace_seconds: Seconds = Field(
         default=30.0, description="How long a stop waits for the answers under way."

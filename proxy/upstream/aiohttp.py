@@ -5,6 +5,7 @@ import functools
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
+from http import HTTPStatus
 from typing import Any
 
 import aiohttp
@@ -19,6 +20,7 @@ from proxy.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
+from proxy.upstream.aiohttp_upgraded import upgraded
 from proxy.upstream.base import UpstreamRequest, UpstreamResponse
 from proxy.upstream.config import UpstreamConfig
 from proxy.upstream.connection import Gate, least, socket_options, tls_context
@@ -55,6 +57,8 @@ class AiohttpTransport:
         leave = await self._gate.enter(total)
         try:
             response = await self._answered(request, deadline)
+            if response.status == HTTPStatus.SWITCHING_PROTOCOLS:
+                return upgraded(response, self._config.name, leave, asked=request.upgrade)
             return _Response(response, self._config, deadline, leave)
         except BaseException:  # cancellation too: the place in the pool must come free
             leave()

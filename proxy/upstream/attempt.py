@@ -225,6 +225,9 @@ class Attempts:
             secret=None if lease is None else lease.secret,
             strip_credentials=self._strip,
             keep_length=self._upload is not None,
+            upgrade=self._outgoing.upgrade,
         )
         url = url_for(upstream.config, self._outgoing)
-        return UpstreamRequest(self._outgoing.method, url, headers, body, self.seconds_left)
+        return UpstreamRequest(
+            self._outgoing.method, url, headers, body, self.seconds_left, self._outgoing.upgrade
+        )

@@ -2,9 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpcore
 import httpx
 
 from proxy.errors import (
@@ -20,6 +22,9 @@ from proxy.upstream.headers import end_to_end
 from proxy.upstream.upload import Upload
 
 _IDLE_SECONDS = 15.0
+_READ_BYTES = 65_536
+# What httpcore raises for a network stream, which httpx does not translate.
+_STREAM_ERRORS = (httpcore.NetworkError, httpcore.TimeoutException, OSError)
 
 
 class HttpxTransport:
@@ -54,6 +59,8 @@ class HttpxTransport:
                 "read": self._config.timeouts.first_byte_seconds,
             }
             response = await self._answered(request, timeouts, deadline)
+            if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
+                return await _upgraded(response, self._config.name, leave, asked=request.upgrade)
             timeouts["read"] = self._config.timeouts.between_bytes_seconds
             return _Response(response, self._config.name, deadline, leave)
         except BaseException:  # cancellation too: the place in the pool must come free
@@ -165,6 +172,51 @@ class _Response:
         stream = self._response.stream
         assert isinstance(stream, httpx.AsyncByteStream)
         await stream.aclose()
+
+
+class _Upgraded:
+    """A connection that has switched protocols."""
+
+    def __init__(self, response: httpx.Response, name: str, leave: Callable[[], None]) -> None:
+        self._response = response
+        self._wire: httpcore.AsyncNetworkStream = response.extensions["network_stream"]
+        self._name = name
+        self._leave = leave
+        self.status = response.status_code
+        self.headers = end_to_end(response.headers.raw)
+
+    async def aiter_raw(self) -> AsyncIterator[bytes]:
+        """What the upstream sends, as it arrives. Raises `UpstreamError` if it is cut off."""
+        try:
+            while chunk := await self._wire.read(_READ_BYTES):
+                yield chunk
+        except _STREAM_ERRORS as error:
+            raise self._lost() from error
+
+    async def write(self, data: bytes) -> None:
+        """Send; waits while the upstream does not read. Raises `UpstreamError`."""
+        try:
+            await self._wire.write(data)
+        except _STREAM_ERRORS as error:
+            raise self._lost() from error
+
+    async def aclose(self) -> None:
+        """Close at once."""
+        self._leave()
+        await self._wire.aclose()
+        await self._response.aclose()
+
+    def _lost(self) -> UpstreamError:
+        return UpstreamProtocolError(f"The upstream {self._name!r} closed the connection.")
+
+
+async def _upgraded(
+    response: httpx.Response, name: str, leave: Callable[[], None], *, asked: bool
+) -> _Upgraded:
+    if not asked:
+        await response.aclose()
+        raise UpstreamProtocolError(f"The upstream {name!r} switched protocols unasked.")
+    return _Upgraded(response, name, leave)
 
 
 def _unanswered(error: httpx.TransportError) -> bool:
