@@ -1,6 +1,8 @@
 """uvicorn's HTTP protocol with what it lacks: bounds on heads, errors in the envelope, tunnels."""
 
+import string
 import sys
+from collections.abc import Iterable
 from typing import Final
 
 import httptools
@@ -18,10 +20,16 @@ from proxy.errors import HeadTooLarge, RequestError
 LONGEST_HEAD_BYTES: Final = 64 * 1024
 # Where a request that asks for another protocol has its connection, in the ASGI scope.
 CONNECTION: Final = "magic_proxy.connection"
+# RFC 3986 section 3.2, without user and password.
+_HOST_BYTES: Final = b"[]:%" + (string.ascii_letters + string.digits + "-._~!$&'()*+,;=").encode()
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """Closes a connection whose request head does not end: the parser alone would hold it all."""
+    """Closes a connection whose request head does not end: the parser alone would hold it all.
+
+    The same goes for requests that can be read in two ways, and for what follows one that asks
+    for another protocol.
+    """
 
     # How many messages the parser has begun, and whether it is in one, or in its head.
     _messages = 0
@@ -29,12 +37,14 @@ class BoundedProtocol(HttpToolsProtocol):
     _in_head = False
     _head_bytes = 0
     _upgrading = False
+    _beside_bytes = 0  # since the last of the body
+    _got_body = False  # in the read under way
     _parsed = 0  # bytes of the read under way that were HTTP
 
     def data_received(self, data: bytes) -> None:
         """Parse, and count what belongs to a head that has not ended yet."""
         was_in_head, first = self._in_head, not self._in_message and self._messages + 1
-        self._parsed = len(data)
+        self._parsed, self._got_body = len(data), False
         if self._upgrading:
             self._parsed = 0
         else:
@@ -44,6 +54,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self.refuse(RequestError("Nothing may follow a request to upgrade.", code="too_early"))
             return
         if not self._in_head:
+            self._bound_trailers(len(data))
             return
         if was_in_head:
             self._head_bytes += len(data)
@@ -56,6 +67,15 @@ class BoundedProtocol(HttpToolsProtocol):
                 HeadTooLarge(f"The request's headers are longer than {LONGEST_HEAD_BYTES} bytes.")
             )
 
+    def _bound_trailers(self, size: int) -> None:
+        """Trailers, and what may stand beside a chunk's size, may be as long as a head."""
+        cycle: RequestResponseCycle | None = self.cycle
+        idle = cycle is None or not cycle.more_body
+        # Of a read with some of the body in it, the rest is given away.
+        self._beside_bytes = 0 if idle or self._got_body else self._beside_bytes + size
+        if self._beside_bytes > LONGEST_HEAD_BYTES:
+            self.refuse(HeadTooLarge("The request's trailers or chunk extensions are too long."))
+
     def on_message_begin(self) -> None:
         """A request's first byte was parsed."""
         self._messages += 1
@@ -66,9 +86,18 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The empty line after the headers was parsed."""
         self._in_head = False
+        _check(self.headers, self.parser.get_http_version())
         if self.parser.should_upgrade():
             self.scope[CONNECTION] = self  # type: ignore[typeddict-unknown-key]  # ours, not ASGI's
         super().on_headers_complete()
+        # What uvicorn adds from here on are trailers: no header that somebody in between has
+        # checked may come in that way.
+        self.headers = []
+
+    def on_body(self, body: bytes) -> None:
+        """Some of the body was parsed."""
+        self._got_body = True
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """A request's last byte was parsed."""
@@ -117,3 +146,23 @@ class BoundedProtocol(HttpToolsProtocol):
                 b"content-length: %d\r\n\r\n%b" % (STATUS_LINE[error.status], len(body), body)
             )
         self.transport.close()
+
+
+def _check(headers: Iterable[tuple[bytes, bytes]], version: str) -> None:
+    """Raises `ValueError`, which the parser makes a 400, for what others may read differently.
+
+    One host, as RFC 9112 section 3.2 has it; no coding of the message but chunks, and no chunks
+    before HTTP/1.1 (section 6.1); a length in decimal. The parser sees to the rest.
+    """
+    hosts = 0
+    for name, value in headers:
+        if name == b"host":
+            hosts += 1
+            if value.translate(None, _HOST_BYTES):
+                raise ValueError("no host")
+        elif name == b"transfer-encoding" and (version == "1.0" or value.lower() != b"chunked"):
+            raise ValueError("an unknown transfer coding")
+        elif name == b"content-length" and value.startswith(b"0") and value != b"0":
+            raise ValueError("a length that some read as octal")
+    if hosts > 1 or (not hosts and version != "1.0"):
+        raise ValueError("one host is wanted")

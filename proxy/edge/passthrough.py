@@ -4,10 +4,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from http import HTTPStatus
-from urllib.parse import unquote
 
 from proxy.core.outcome import CLIENT_GONE, BypassReason, Forwarded, Outcome, XCache
 from proxy.core.stored_headers import shown_request_id
+from proxy.core.targets import leaves_root
 from proxy.edge import websockets
 from proxy.edge.asgi import ClientGone, Receive, Scope, Send, has_body, headers_of
 from proxy.edge.disconnect import Upload, disconnected, while_connected
@@ -133,6 +133,5 @@ class PassThrough:
 
 def refuse_dot_segments(path: str) -> None:
     """Raises `RequestError` for a path that could leave the API root, in any spelling."""
-    segments = unquote(path).replace("\\", "/").split("/")
-    if not {".", ".."}.isdisjoint(segments):
+    if leaves_root(path):
         raise RequestError("The path must not have '.' or '..' segments.", code="invalid_path")
