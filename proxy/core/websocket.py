@@ -53,10 +53,10 @@ def offered_key(headers: Headers) -> bytes | None:
 
 
 def without_offered_key(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """The same headers, but for a credential among the subprotocols; names in lower case."""
+    """The same headers, but for a credential among the subprotocols."""
     kept = []
     for name, value in headers:
-        if name == _PROTOCOLS:
+        if name.lower() == _PROTOCOLS:
             tokens = [token.strip() for token in value.split(b",")]
             shown = [token for token in tokens if not token.startswith(KEY_PREFIX)]
             if shown:

@@ -2,7 +2,6 @@
 
 import string
 import sys
-from collections.abc import Iterable
 from typing import Final
 
 import httptools
@@ -20,6 +19,9 @@ from proxy.errors import HeadTooLarge, RequestError
 LONGEST_HEAD_BYTES: Final = 64 * 1024
 # Where a request that asks for another protocol has its connection, in the ASGI scope.
 CONNECTION: Final = "magic_proxy.connection"
+# Where the names of the headers stand as the client spelled them: uvicorn's are in lower case.
+NAMES: Final = "magic_proxy.names"
+_LOOKED_AT: Final = frozenset({b"expect", b"host", b"transfer-encoding", b"content-length"})
 # RFC 3986 section 3.2, without user and password.
 _HOST_BYTES: Final = b"[]:%" + (string.ascii_letters + string.digits + "-._~!$&'()*+,;=").encode()
 
@@ -81,18 +83,50 @@ class BoundedProtocol(HttpToolsProtocol):
         self._messages += 1
         self._in_message = self._in_head = True
         self._head_bytes = 0
+        self._names: list[bytes] = []
+        self._hosts = 0
         super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header, or trailer, was parsed: what uvicorn does, and more for a few of them."""
+        self._names.append(name)
+        name = name.lower()
+        if name in _LOOKED_AT:
+            self._look_at(name, value)
+        self.headers.append((name, value))
+
+    def _look_at(self, name: bytes, value: bytes) -> None:
+        """Raises `ValueError`, which the parser makes a 400, for what others may read differently.
+
+        One host, without a user, as RFC 9112 section 3.2 has it; no coding of the message but
+        chunks (section 6.1); a length in decimal. The parser sees to the rest.
+        """
+        match name:
+            case b"expect":
+                self.expect_100_continue = value.lower() == b"100-continue"
+            case b"host":
+                self._hosts += 1
+                if self._hosts > 1 or value.translate(None, _HOST_BYTES):
+                    raise ValueError("no host")
+            case b"transfer-encoding":
+                if value.lower() != b"chunked" or self.parser.get_http_version() == "1.0":
+                    raise ValueError("an unknown transfer coding")
+            case b"content-length":
+                if value.startswith(b"0") and value != b"0":
+                    raise ValueError("a length that some read as octal")
 
     def on_headers_complete(self) -> None:
         """The empty line after the headers was parsed."""
         self._in_head = False
-        _check(self.headers, self.parser.get_http_version())
+        if not self._hosts and self.parser.get_http_version() != "1.0":
+            raise ValueError("no host")
+        self.scope[NAMES] = self._names  # type: ignore[typeddict-unknown-key]  # ours, not ASGI's
         if self.parser.should_upgrade():
             self.scope[CONNECTION] = self  # type: ignore[typeddict-unknown-key]  # ours, not ASGI's
         super().on_headers_complete()
         # What uvicorn adds from here on are trailers: no header that somebody in between has
         # checked may come in that way.
-        self.headers = []
+        self.headers, self._names = [], []
 
     def on_body(self, body: bytes) -> None:
         """Some of the body was parsed."""
@@ -146,23 +180,3 @@ class BoundedProtocol(HttpToolsProtocol):
                 b"content-length: %d\r\n\r\n%b" % (STATUS_LINE[error.status], len(body), body)
             )
         self.transport.close()
-
-
-def _check(headers: Iterable[tuple[bytes, bytes]], version: str) -> None:
-    """Raises `ValueError`, which the parser makes a 400, for what others may read differently.
-
-    One host, as RFC 9112 section 3.2 has it; no coding of the message but chunks, and no chunks
-    before HTTP/1.1 (section 6.1); a length in decimal. The parser sees to the rest.
-    """
-    hosts = 0
-    for name, value in headers:
-        if name == b"host":
-            hosts += 1
-            if value.translate(None, _HOST_BYTES):
-                raise ValueError("no host")
-        elif name == b"transfer-encoding" and (version == "1.0" or value.lower() != b"chunked"):
-            raise ValueError("an unknown transfer coding")
-        elif name == b"content-length" and value.startswith(b"0") and value != b"0":
-            raise ValueError("a length that some read as octal")
-    if hosts > 1 or (not hosts and version != "1.0"):
-        raise ValueError("one host is wanted")

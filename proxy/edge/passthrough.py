@@ -8,10 +8,11 @@ from http import HTTPStatus
 from proxy.core.outcome import CLIENT_GONE, BypassReason, Forwarded, Outcome, XCache
 from proxy.core.stored_headers import shown_request_id
 from proxy.core.targets import leaves_root
+from proxy.core.wire import Headers
 from proxy.edge import websockets
 from proxy.edge.asgi import ClientGone, Receive, Scope, Send, has_body, headers_of
 from proxy.edge.disconnect import Upload, disconnected, while_connected
-from proxy.edge.http_protocol import BoundedProtocol
+from proxy.edge.http_protocol import NAMES, BoundedProtocol
 from proxy.edge.responses import early_error, send_answer, send_stream
 from proxy.engine.patience import Patience
 from proxy.errors import ProxyError, RequestError
@@ -57,6 +58,7 @@ class PassThrough:
             headers=headers,
             body=aiter(upload) if upload is not None else None,
             upgrade=connection is not None,
+            written=as_written(scope, headers),
         )
         gone = upload.disconnected() if upload is not None else disconnected(receive)
         work = self._forward(snapshot, outgoing, send, connection)
@@ -129,6 +131,14 @@ class PassThrough:
             request_id=shown_request_id(response.headers) or gone.request_id,
             complete=complete,
         )
+
+
+def as_written(scope: Scope, headers: Headers) -> Headers | None:
+    """The headers with their names as the client spelled them; None where nobody noted that."""
+    names: list[bytes] | None = scope.get(NAMES)
+    if names is None:
+        return None
+    return tuple((name, value) for name, (_, value) in zip(names, headers, strict=True))
 
 
 def refuse_dot_segments(path: str) -> None:

@@ -220,7 +220,7 @@ class Attempts:
         self, upstream: Upstream, body: bytes | Upload | None, lease: Lease | None
     ) -> UpstreamRequest:
         headers = for_upstream(
-            self._outgoing.headers,
+            self._outgoing.written or self._outgoing.headers,
             upstream.config,
             secret=None if lease is None else lease.secret,
             strip_credentials=self._strip,

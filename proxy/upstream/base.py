@@ -117,7 +117,8 @@ class Outgoing:
     `path` is the raw path after the API root (`/chat/completions`), `query` the raw query string
     without `?`. A streamed body can be sent once, so it is never retried after its first byte.
     `request_usage` allows asking a stream for its usage chunk where the upstream is set so.
-    `upgrade` is True for the opening handshake of a WebSocket.
+    `upgrade` is True for the opening handshake of a WebSocket. `written` are the same headers with
+    their names as the client spelled them, where that is known.
     """
 
     method: str
@@ -127,6 +128,7 @@ class Outgoing:
     body: bytes | AsyncIterator[bytes] | None = None
     request_usage: bool = False
     upgrade: bool = False
+    written: Headers | None = None
 
 
 def not_counted(tokens: int) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Set as AbstractSet
 
 from proxy.core.client_deadline import HEADER as DEADLINE
 from proxy.core.websocket import without_offered_key
-from proxy.core.wire import Headers, header
+from proxy.core.wire import Headers
 from proxy.upstream.config import KeySecret, UpstreamConfig
 
 HOP_BY_HOP = frozenset(
@@ -46,7 +46,7 @@ def for_upstream(
     keep_length: bool,
     upgrade: bool = False,
 ) -> Headers:
-    """The client's headers as they go to `config`, names in lower case.
+    """The client's headers as they go to `config`, in their order and as they are spelled.
 
     With a `secret`, or with `strip_credentials`, no credential of the client passes. The
     settings' own headers replace the client's of the same name. `keep_length` keeps the length
@@ -55,11 +55,11 @@ def for_upstream(
     own = [(name.lower().encode(), value.encode()) for name, value in config.headers]
     auth = config.auth_header.lower().encode()
     refused = _NEVER_SENT | {name for name, _ in own}
-    if keep_length and header(headers, b"transfer-encoding") is None:
+    if keep_length and not any(name.lower() == b"transfer-encoding" for name, _ in headers):
         refused -= {b"content-length"}
     if secret is not None or strip_credentials:
         refused |= _CREDENTIALS | {auth}
-    passed = [(lower, value) for _, value, lower in _kept(headers) if lower not in refused]
+    passed = [(name, value) for name, value, lower in _kept(headers) if lower not in refused]
     if secret is not None or strip_credentials:
         passed = without_offered_key(passed)
     if secret is not None:

@@ -230,7 +230,8 @@ def test_B60_nothing_may_follow_the_handshake_before_its_answer(later: bool, way
 
     way.upstream.serve = waits
     smuggled = b"GET /v1/secret HTTP/1.1\r\nhost: x\r\n\r\n"
-    head = "\r\n".join([f"GET {TARGET} HTTP/1.1", *(f"{k}: {v}" for k, v in ASKED.items()), "", ""])
+    lines = [f"GET {TARGET} HTTP/1.1", "host: x", *(f"{k}: {v}" for k, v in ASKED.items()), "", ""]
+    head = "\r\n".join(lines)
     with Wire(way.proxy.url) as wire:
         wire.send(head.encode() + (b"" if later else smuggled))
         if later:
