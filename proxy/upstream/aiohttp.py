@@ -23,7 +23,7 @@ from proxy.errors import (
 from proxy.upstream.aiohttp_upgraded import upgraded
 from proxy.upstream.base import UpstreamRequest, UpstreamResponse
 from proxy.upstream.config import UpstreamConfig
-from proxy.upstream.connection import Gate, least, socket_options, tls_context
+from proxy.upstream.connection import Gate, is_status, least, no_status, socket_options, tls_context
 from proxy.upstream.headers import end_to_end
 from proxy.upstream.upload import Upload
 
@@ -57,6 +57,9 @@ class AiohttpTransport:
         leave = await self._gate.enter(total)
         try:
             response = await self._answered(request, deadline)
+            if not is_status(response.status):
+                response.close()
+                raise no_status(self._config.name)
             if response.status == HTTPStatus.SWITCHING_PROTOCOLS:
                 return upgraded(response, self._config.name, leave, asked=request.upgrade)
             return _Response(response, self._config, deadline, leave)
@@ -259,7 +262,14 @@ def _socket(address: Any) -> socket.socket:
 
 
 def _multidict(headers: Headers) -> CIMultiDict[str]:
-    return CIMultiDict([(name.decode("latin-1"), _text(value)) for name, value in headers])
+    """Repeats in the spelling of the first: aiohttp takes another one for a replacement."""
+    spelled: dict[bytes, str] = {}
+    return CIMultiDict(
+        [
+            (spelled.setdefault(name.lower(), name.decode("latin-1")), _text(value))
+            for name, value in headers
+        ]
+    )
 
 
 def _text(value: bytes) -> str:

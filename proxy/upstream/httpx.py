@@ -17,7 +17,7 @@ from proxy.errors import (
 )
 from proxy.upstream.base import UpstreamRequest, UpstreamResponse
 from proxy.upstream.config import UpstreamConfig
-from proxy.upstream.connection import Gate, least, socket_options, tls_context
+from proxy.upstream.connection import Gate, is_status, least, no_status, socket_options, tls_context
 from proxy.upstream.headers import end_to_end
 from proxy.upstream.upload import Upload
 
@@ -59,6 +59,9 @@ class HttpxTransport:
                 "read": self._config.timeouts.first_byte_seconds,
             }
             response = await self._answered(request, timeouts, deadline)
+            if not is_status(response.status_code):
+                await response.aclose()
+                raise no_status(self._config.name)
             if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
                 return await _upgraded(response, self._config.name, leave, asked=request.upgrade)
             timeouts["read"] = self._config.timeouts.between_bytes_seconds
