@@ -57,15 +57,23 @@ class AiohttpTransport:
         leave = await self._gate.enter(total)
         try:
             response = await self._answered(request, deadline)
-            if not is_status(response.status):
-                response.close()
-                raise no_status(self._config.name)
             if response.status == HTTPStatus.SWITCHING_PROTOCOLS:
                 return upgraded(response, self._config.name, leave, asked=request.upgrade)
-            return _Response(response, self._config, deadline, leave)
+            return self._begun(response, deadline, leave)
         except BaseException:  # cancellation too: the place in the pool must come free
             leave()
             raise
+
+    def _begun(
+        self,
+        response: aiohttp.ClientResponse,
+        deadline: float | None,
+        leave: Callable[[], None],
+    ) -> "_Response":
+        if not is_status(response.status):
+            response.close()
+            raise no_status(self._config.name)
+        return _Response(response, self._config, deadline, leave)
 
     async def aclose(self) -> None:
         """Close every connection, also those in use."""

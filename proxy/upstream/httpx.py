@@ -59,16 +59,21 @@ class HttpxTransport:
                 "read": self._config.timeouts.first_byte_seconds,
             }
             response = await self._answered(request, timeouts, deadline)
-            if not is_status(response.status_code):
-                await response.aclose()
-                raise no_status(self._config.name)
             if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
                 return await _upgraded(response, self._config.name, leave, asked=request.upgrade)
             timeouts["read"] = self._config.timeouts.between_bytes_seconds
-            return _Response(response, self._config.name, deadline, leave)
+            return await self._begun(response, deadline, leave)
         except BaseException:  # cancellation too: the place in the pool must come free
             leave()
             raise
+
+    async def _begun(
+        self, response: httpx.Response, deadline: float | None, leave: Callable[[], None]
+    ) -> "_Response":
+        if not is_status(response.status_code):
+            await response.aclose()
+            raise no_status(self._config.name)
+        return _Response(response, self._config.name, deadline, leave)
 
     async def aclose(self) -> None:
         """Close every connection, also those in use."""
