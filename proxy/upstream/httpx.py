@@ -15,6 +15,7 @@ from proxy.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
+from proxy.tasks import TaskGroup
 from proxy.upstream.base import UpstreamRequest, UpstreamResponse
 from proxy.upstream.config import UpstreamConfig
 from proxy.upstream.connection import Gate, is_status, least, no_status, socket_options, tls_context
@@ -46,6 +47,7 @@ class HttpxTransport:
             proxy=config.http_proxy,
             socket_options=socket_options(),
         )
+        self._tasks = TaskGroup()
         self._gate = Gate(config.max_connections, config.timeouts.first_byte_seconds)
 
     async def send(self, request: UpstreamRequest) -> UpstreamResponse:
@@ -73,10 +75,11 @@ class HttpxTransport:
         if not is_status(response.status_code):
             await response.aclose()
             raise no_status(self._config.name)
-        return _Response(response, self._config.name, deadline, leave)
+        return _Response(response, self._config.name, deadline, leave, self._tasks)
 
     async def aclose(self) -> None:
         """Close every connection, also those in use."""
+        await self._tasks.cancel()
         await self._transport.aclose()
 
     async def _answered(
@@ -88,8 +91,8 @@ class HttpxTransport:
                 while True:
                     route = _Route()
                     try:
-                        return await self._transport.handle_async_request(
-                            self._built(request, upload, timeouts, route)
+                        return await self._sent(
+                            self._built(request, upload, timeouts, route), route
                         )
                     except (httpx.ReadError, httpx.RemoteProtocolError) as error:
                         # Only a connection from the pool can be stale: it failed before any byte.
@@ -99,6 +102,28 @@ class HttpxTransport:
             if upload is not None and upload.failure is not None:
                 raise upload.failure from None
             raise _as_upstream_error(error, self._config.name) from error
+
+    async def _sent(self, request: httpx.Request, route: "_Route") -> httpx.Response:
+        """Cancellation is kept from httpcore while that could lose a connection.
+
+        Cancelled between connecting and sending, it keeps an open socket that no request will
+        ever use (encode/httpcore#1093).
+        """
+        work = self._transport.handle_async_request(request)
+        task = self._tasks.start(work, name="httpx-request", awaited=True)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            route.abandoned = True
+            if route.sending:
+                task.cancel()
+            task.add_done_callback(self._let_go)
+            raise
+
+    def _let_go(self, task: asyncio.Task[httpx.Response]) -> None:
+        """Close an answer that came when nobody wanted it any more."""
+        if not task.cancelled() and task.exception() is None:
+            self._tasks.start(task.result().aclose(), name="httpx-close")
 
     def _built(
         self,
@@ -123,12 +148,18 @@ class HttpxTransport:
 
 
 class _Route:
-    """Learns whether a request went out on a connection made for it."""
+    """Learns whether a request went out on a connection made for it, and ends one unwanted."""
 
     fresh = False
+    sending = False
+    abandoned = False
 
     async def trace(self, event: str, _: Any) -> None:
         self.fresh = self.fresh or event.startswith("connection.connect_")
+        if event == "http11.send_request_headers.started":
+            self.sending = True
+            if self.abandoned:
+                raise asyncio.CancelledError
 
 
 class _Response:
@@ -140,8 +171,10 @@ class _Response:
         name: str,
         deadline: float | None,
         leave: Callable[[], None],
+        tasks: TaskGroup,
     ) -> None:
         self._response = response
+        self._tasks = tasks
         self._name = name
         self._deadline = deadline
         self._leave = leave
@@ -174,12 +207,14 @@ class _Response:
 
     async def aclose(self) -> None:
         """Back to the pool if the body was read whole, else closed at once."""
-        self._leave()
         if self._expiry is not None:
             self._expiry.cancel()
         stream = self._response.stream
         assert isinstance(stream, httpx.AsyncByteStream)
-        await stream.aclose()
+        # A close that is cancelled halfway counts as done, and its connection is lost.
+        closing = self._tasks.start(stream.aclose(), name="httpx-close", awaited=True)
+        closing.add_done_callback(lambda _: self._leave())
+        await asyncio.shield(closing)
 
 
 class _Upgraded:
@@ -211,8 +246,10 @@ class _Upgraded:
     async def aclose(self) -> None:
         """Close at once."""
         self._leave()
-        await self._wire.aclose()
-        await self._response.aclose()
+        try:
+            await self._wire.aclose()
+        finally:
+            await self._response.aclose()
 
     def _lost(self) -> UpstreamError:
         return UpstreamProtocolError(f"The upstream {self._name!r} closed the connection.")
