@@ -151,12 +151,15 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.transport.is_closing() or self.pipeline:
             return None
         self.transport.write(head)
-        # uvicorn has nothing more to do with it.
-        self.cycle.response_started = self.cycle.response_complete = True
+        self.cycle.response_started = True
         self._unset_keepalive_if_required()
         self.flow.resume_reading()
         self.connections.discard(self)
         return ClientEnd(self.transport, self.connections)
+
+    def tunnel_ended(self) -> None:
+        """uvicorn has nothing more to do with the request."""
+        self.cycle.response_complete = True
 
     def _unsupported_upgrade_warning(self) -> None:
         """Not worth a line: what is not known here is passed over (RFC 9110 section 7.8)."""

@@ -87,8 +87,8 @@ class Relay:
             for pump in pumps:
                 pump.cancel()
             self._client.close()
-            await asyncio.wait(pumps)
             await self._upstream.aclose()
+            await asyncio.wait(pumps)
 
     async def _ended(
         self, downward: asyncio.Task[SocketEnd], *others: asyncio.Task[SocketEnd]

@@ -42,7 +42,10 @@ async def carry(
         await upstream.aclose()
         raise ClientGone
     relay = Relay(client, upstream, snapshot.websocket_idle_seconds, runtime.tasks)
-    end = await relay.run()
+    try:
+        end = await relay.run()
+    finally:
+        connection.tunnel_ended()
     code = "" if relay.close_code is None else f":{relay.close_code}"
     return replace(
         outcome,
