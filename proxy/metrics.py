@@ -136,6 +136,9 @@ class Metrics:
             "Requests that shared the upstream request of another.",
             "endpoint",
         )
+        self._sockets = self._counter(
+            "magic_proxy_websockets", "WebSockets that have ended, by how.", "end"
+        )
         self._purges = self._counter(
             "magic_proxy_purges", "Purges that this process was asked for.", "kind"
         )
@@ -229,6 +232,8 @@ class Metrics:
         if outcome.detail is not None and outcome.x_cache is XCache.MISS:
             # After the colon stands how many inputs of a batch were hits.
             self._miss.labels(outcome.detail.partition(":")[0]).inc()
+        if outcome.socket_end is not None:
+            self._sockets.labels(outcome.socket_end.partition(":")[0]).inc()
         if outcome.not_stored is not None:
             self._not_stored.labels(outcome.not_stored).inc()
         if not outcome.complete:

@@ -145,6 +145,7 @@ def _lasting(outcome: Outcome) -> dict[str, JsonValue]:
     }
     for name, value in (
         ("detail", _printable(outcome.detail) if outcome.detail else None),
+        ("socket_end", outcome.socket_end),
         ("not_stored", outcome.not_stored),
         ("stored", outcome.stored),
         ("rule", outcome.rule),

@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from proxy.access.base import Identity
 from proxy.core.key import credential_fingerprint
+from proxy.core.websocket import offered_key
 from proxy.core.wire import Headers, header
 from proxy.errors import NotAuthenticated
 
@@ -90,7 +91,9 @@ class Access:
 
 
 def proxy_key(headers: Headers) -> str | None:
-    """The key a client shows: the bearer token, or the bare value of an `api-key` header."""
+    """The key a client shows: the bearer token, the bare value of an `api-key` header, or what a
+    browser offers among the subprotocols of a WebSocket.
+    """
     for name in CREDENTIAL_HEADERS:
         value = header(headers, name)
         if value is None:
@@ -100,7 +103,8 @@ def proxy_key(headers: Headers) -> str | None:
         if name == b"authorization" and scheme.lower() == "bearer":
             return token.strip()
         return text
-    return None
+    offered = offered_key(headers)
+    return None if offered is None else offered.decode("latin-1")
 
 
 def _own_credential(headers: Headers) -> str | None:

@@ -68,7 +68,8 @@ class Outcome:
     by the kind of outcome. Of a batch's `items`, `item_hits` came from entries, and
     `items_collapsed` from what others asked for, or the same batch at another place. `profile` of
     `upstream` gave the answer, `fallback` says that it was not the first of its chain; `shown_as`
-    is what the client is told of them.
+    is what the client is told of them. `socket_end` is a `SocketEnd`, with the code of the close
+    frame after a colon.
     """
 
     x_cache: XCache
@@ -99,6 +100,7 @@ class Outcome:
     profile: str | None = None
     fallback: bool = False
     shown_as: str | None = None
+    socket_end: str | None = None
 
     def repeated(self, *, request_id: str, age_seconds: float, ttl_seconds: float) -> "Outcome":
         """The outcome of the same hit at another time, which took next to none.

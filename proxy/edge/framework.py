@@ -22,6 +22,8 @@ def framework_app(runtime: Runtime) -> ASGIApp:
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
+        # A redirect would name the host that the client says.
+        redirect_slashes=False,
     )
     app.include_router(admin_routes(runtime))
     app.include_router(purge_routes(runtime))

@@ -3,12 +3,16 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from urllib.parse import unquote
+from http import HTTPStatus
 
 from proxy.core.outcome import CLIENT_GONE, BypassReason, Forwarded, Outcome, XCache
 from proxy.core.stored_headers import shown_request_id
+from proxy.core.targets import leaves_root
+from proxy.core.wire import Headers
+from proxy.edge import websockets
 from proxy.edge.asgi import ClientGone, Receive, Scope, Send, has_body, headers_of
 from proxy.edge.disconnect import Upload, disconnected, while_connected
+from proxy.edge.http_protocol import NAMES, BoundedProtocol
 from proxy.edge.responses import early_error, send_answer, send_stream
 from proxy.engine.patience import Patience
 from proxy.errors import ProxyError, RequestError
@@ -42,25 +46,38 @@ class PassThrough:
         """Pass one request on; `path` is the raw path after the API root."""
         snapshot = self._runtime.snapshot
         headers = headers_of(scope)
-        upload = Upload(receive) if has_body(headers) else None
+        upload, connection = None, None
+        if has_body(headers):
+            upload = Upload(receive)
+        else:
+            connection = websockets.connection_to_upgrade(scope, headers)
         outgoing = Outgoing(
             method=scope["method"],
             path=path,
             query=scope["query_string"].decode("latin-1"),
             headers=headers,
             body=aiter(upload) if upload is not None else None,
+            upgrade=connection is not None,
+            written=as_written(scope, headers),
         )
         gone = upload.disconnected() if upload is not None else disconnected(receive)
-        work = self._forward(snapshot, outgoing, send)
+        work = self._forward(snapshot, outgoing, send, connection)
         await while_connected(work, gone, self._runtime.tasks)
 
-    async def _forward(self, snapshot: Snapshot, outgoing: Outgoing, send: Send) -> None:
+    async def _forward(
+        self,
+        snapshot: Snapshot,
+        outgoing: Outgoing,
+        send: Send,
+        connection: BoundedProtocol | None,
+    ) -> None:
+        endpoint = ENDPOINT if connection is None else websockets.ENDPOINT
         started = self._runtime.clock.monotonic()
         request_id = self._runtime.request_ids.next()
         # What is told if the client goes away first, in whatever state.
         gone = Outcome(
             x_cache=XCache.BYPASS,
-            endpoint=ENDPOINT,
+            endpoint=endpoint,
             status=CLIENT_GONE,
             detail=BypassReason.NOT_CACHEABLE.value,
             request_id=request_id,
@@ -73,19 +90,25 @@ class PassThrough:
 
         # A fault of this program is not told here: who answers for it tells it.
         try:
-            tell(await self._passed(snapshot, outgoing, send, gone, started))
+            tell(await self._passed(snapshot, outgoing, send, gone, started, connection))
         except ClientGone:
             tell(gone)
         except asyncio.CancelledError:
             tell(gone)
             raise
         except ProxyError as error:
-            answer, outcome = early_error(error, endpoint=ENDPOINT, request_id=request_id)
+            answer, outcome = early_error(error, endpoint=endpoint, request_id=request_id)
             tell(outcome)
             await send_answer(answer, send)
 
     async def _passed(
-        self, snapshot: Snapshot, outgoing: Outgoing, send: Send, gone: Outcome, started: float
+        self,
+        snapshot: Snapshot,
+        outgoing: Outgoing,
+        send: Send,
+        gone: Outcome,
+        started: float,
+        connection: BoundedProtocol | None,
     ) -> Outcome:
         identity = snapshot.access.identify(outgoing.headers)
         refuse_dot_segments(outgoing.path)
@@ -100,23 +123,31 @@ class PassThrough:
         except BaseException:  # cancellation too: nobody else has this response
             await response.aclose()
             raise
+        told = replace(gone, client=identity.client, profile=exchange.profile)
+        if connection is not None and response.status == HTTPStatus.SWITCHING_PROTOCOLS:
+            return await websockets.carry(connection, exchange, self._runtime, snapshot, told)
         body = patience.bounded_body(RawBody(response))
         complete = await send_stream(response.status, list(response.headers), body, send)
         return replace(
-            gone,
+            told,
             status=response.status,
             forwarded=Forwarded.BYPASS,
             forward_status=response.status,
             upstream=exchange.upstream,
-            profile=exchange.profile,
-            client=identity.client,
             request_id=shown_request_id(response.headers) or gone.request_id,
             complete=complete,
         )
 
 
+def as_written(scope: Scope, headers: Headers) -> Headers | None:
+    """The headers with their names as the client spelled them; None where nobody noted that."""
+    names: list[bytes] | None = scope.get(NAMES)
+    if names is None:
+        return None
+    return tuple((name, value) for name, (_, value) in zip(names, headers, strict=True))
+
+
 def refuse_dot_segments(path: str) -> None:
     """Raises `RequestError` for a path that could leave the API root, in any spelling."""
-    segments = unquote(path).replace("\\", "/").split("/")
-    if not {".", ".."}.isdisjoint(segments):
+    if leaves_root(path):
         raise RequestError("The path must not have '.' or '..' segments.", code="invalid_path")

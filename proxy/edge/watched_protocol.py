@@ -3,7 +3,12 @@
 import asyncio
 from typing import Any, Final, TypeAlias
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+import orjson
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from proxy.errors import ProxyError, RequestTooSlow, TooManyConnections
 from proxy.runtime import ConnectionLimits
@@ -57,7 +62,15 @@ class WatchedProtocol(HttpToolsProtocol):
 
     def refuse(self, error: ProxyError) -> None:
         """Say what is wrong, unless another answer is under way, and close."""
-        raise NotImplementedError
+        cycle: RequestResponseCycle | None = self.cycle  # uvicorn's type leaves the None out
+        answering = cycle is not None and cycle.response_started and not cycle.response_complete
+        if not answering and not self.pipeline:
+            body = orjson.dumps(error.envelope())
+            self.transport.write(
+                b"%bcontent-type: application/json\r\nconnection: close\r\n"
+                b"content-length: %d\r\n\r\n%b" % (STATUS_LINE[error.status], len(body), body)
+            )
+        self.transport.close()
 
     def awaited(self) -> Awaited | None:
         """What the client has to send now; None while it is not its turn."""

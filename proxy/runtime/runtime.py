@@ -316,6 +316,7 @@ class Runtime:
             access=build_access(settings),
             observer=self._observer,
             max_body_bytes=settings.server.max_body_bytes,
+            websocket_idle_seconds=settings.server.websocket_idle_seconds,
             key_prefix=self._key_prefix,
             events=compile_events(settings.invalidation),
         )

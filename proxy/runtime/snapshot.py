@@ -20,5 +20,6 @@ class Snapshot:
     access: Access
     observer: Observer
     max_body_bytes: int
+    websocket_idle_seconds: float | None
     key_prefix: str
     events: Events

@@ -4,10 +4,12 @@ import ipaddress
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
+from urllib.parse import urlsplit
 
 from proxy.core.invalidation import Target, TargetKind
 from proxy.core.purge import BadPurge
 from proxy.settings.clients import OPEN
+from proxy.settings.metadata import is_metadata_host
 from proxy.settings.nearest import did_you_mean
 from proxy.settings.store import Tier
 
@@ -36,6 +38,7 @@ def contradictions(settings: "Settings") -> list[Problem]:
         *_cycles(settings),
         *_clients(settings),
         *_exposure(settings),
+        *_metadata(settings),
         *_events(settings),
     ]
 
@@ -179,6 +182,17 @@ def _clients(settings: "Settings") -> Iterator[Problem]:
                     f"client `{hashes[key_hash]}` has this key already",
                 )
             hashes.setdefault(key_hash, client.name)
+
+
+def _metadata(settings: "Settings") -> Iterator[Problem]:
+    for name, upstream in settings.upstreams.items():
+        host = urlsplit(upstream.base_url).hostname
+        if host and not upstream.allow_metadata_address and is_metadata_host(host):
+            yield Problem(
+                ("upstreams", name, "base_url"),
+                "this is where clouds tell a machine its credentials, which clients could then "
+                "read; if an API answers there, say `allow_metadata_address: true`",
+            )
 
 
 def _exposure(settings: "Settings") -> Iterator[Problem]:

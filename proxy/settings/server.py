@@ -84,6 +84,11 @@ class ServerSettings(Section):
         "the ordinary path, which reads long bodies in a thread; one that is answered here holds "
         "up all others meanwhile, for some 2 microseconds a KB.",
     )
+    websocket_idle_seconds: Wait | None = Field(
+        default=600.0,
+        description="How long a WebSocket may be silent in both directions before it is closed; "
+        "null is no limit.",
+    )
     shutdown_grace_seconds: Seconds = Field(
         default=30.0, description="How long a stop waits for the answers under way."
     )

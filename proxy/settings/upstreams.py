@@ -257,6 +257,11 @@ class UpstreamSettings(Section):
         default=None, description="CA certificates (PEM); default: the system's."
     )
     verify_tls: bool = Field(default=True, description="Check the upstream's certificate.")
+    allow_metadata_address: bool = Field(
+        default=False,
+        description="Allow a `base_url` at an address where clouds tell a machine its own "
+        "credentials, such as 169.254.169.254.",
+    )
     key_cooldown_seconds: Seconds = Field(
         default=20.0, description="Rest of a key after a 429 that names no time."
     )

@@ -5,6 +5,7 @@ import functools
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
+from http import HTTPStatus
 from typing import Any
 
 import aiohttp
@@ -19,9 +20,10 @@ from proxy.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
+from proxy.upstream.aiohttp_upgraded import upgraded
 from proxy.upstream.base import UpstreamRequest, UpstreamResponse
 from proxy.upstream.config import UpstreamConfig
-from proxy.upstream.connection import Gate, least, socket_options, tls_context
+from proxy.upstream.connection import Gate, is_status, least, no_status, socket_options, tls_context
 from proxy.upstream.headers import end_to_end
 from proxy.upstream.upload import Upload
 
@@ -55,10 +57,23 @@ class AiohttpTransport:
         leave = await self._gate.enter(total)
         try:
             response = await self._answered(request, deadline)
-            return _Response(response, self._config, deadline, leave)
+            if response.status == HTTPStatus.SWITCHING_PROTOCOLS:
+                return upgraded(response, self._config.name, leave, asked=request.upgrade)
+            return self._begun(response, deadline, leave)
         except BaseException:  # cancellation too: the place in the pool must come free
             leave()
             raise
+
+    def _begun(
+        self,
+        response: aiohttp.ClientResponse,
+        deadline: float | None,
+        leave: Callable[[], None],
+    ) -> "_Response":
+        if not is_status(response.status):
+            response.close()
+            raise no_status(self._config.name)
+        return _Response(response, self._config, deadline, leave)
 
     async def aclose(self) -> None:
         """Close every connection, also those in use."""
@@ -255,7 +270,14 @@ def _socket(address: Any) -> socket.socket:
 
 
 def _multidict(headers: Headers) -> CIMultiDict[str]:
-    return CIMultiDict([(name.decode("latin-1"), _text(value)) for name, value in headers])
+    """Repeats in the spelling of the first: aiohttp takes another one for a replacement."""
+    spelled: dict[bytes, str] = {}
+    return CIMultiDict(
+        [
+            (spelled.setdefault(name.lower(), name.decode("latin-1")), _text(value))
+            for name, value in headers
+        ]
+    )
 
 
 def _text(value: bytes) -> str:

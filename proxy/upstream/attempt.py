@@ -225,11 +225,14 @@ class Attempts:
         self, upstream: Upstream, body: bytes | Upload | None, lease: Lease | None
     ) -> UpstreamRequest:
         headers = for_upstream(
-            self._outgoing.headers,
+            self._outgoing.written or self._outgoing.headers,
             upstream.config,
             secret=None if lease is None else lease.secret,
             strip_credentials=self._strip,
             keep_length=self._upload is not None,
+            upgrade=self._outgoing.upgrade,
         )
         url = url_for(upstream.config, self._outgoing)
-        return UpstreamRequest(self._outgoing.method, url, headers, body, self.seconds_left)
+        return UpstreamRequest(
+            self._outgoing.method, url, headers, body, self.seconds_left, self._outgoing.upgrade
+        )

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from proxy.core.wire import Headers, JsonValue
 
@@ -23,7 +23,8 @@ class UpstreamRequest:
 
     `headers` hold no host; a `content-length` only for a streamed body whose length the client
     announced (else it goes out chunked). `budget_seconds` is what is left of the whole
-    request's time, where that is less than the upstream's own `total_seconds`.
+    request's time, where that is less than the upstream's own `total_seconds`. `upgrade` allows
+    the answer to be a 101, which is then an `Upgraded`.
     """
 
     method: str
@@ -31,6 +32,7 @@ class UpstreamRequest:
     headers: Headers = field(repr=False)
     body: bytes | AsyncIterator[bytes] | None = field(default=None, repr=False)
     budget_seconds: float | None = None
+    upgrade: bool = False
 
 
 class UpstreamResponse(Protocol):
@@ -50,6 +52,15 @@ class UpstreamResponse(Protocol):
 
     async def aclose(self) -> None:
         """Let go of the connection: back to the pool if the body was read whole, else closed."""
+        ...
+
+
+@runtime_checkable
+class Upgraded(UpstreamResponse, Protocol):
+    """An answer with status 101: its body goes on until either side closes, without time-outs."""
+
+    async def write(self, data: bytes) -> None:
+        """Send; waits while the upstream does not read. Raises `UpstreamError`."""
         ...
 
 
@@ -107,6 +118,8 @@ class Outgoing:
     without `?`. A streamed body can be sent once, so it is never retried after its first byte.
     `request_usage` allows asking a stream for its usage chunk where the upstream is set so.
     `party` is who gets a fair share where requests have to wait for each other.
+    `upgrade` is True for the opening handshake of a WebSocket. `written` are the same headers with
+    their names as the client spelled them, where that is known.
     """
 
     method: str
@@ -116,6 +129,8 @@ class Outgoing:
     body: bytes | AsyncIterator[bytes] | None = None
     request_usage: bool = False
     party: str = ""
+    upgrade: bool = False
+    written: Headers | None = None
 
 
 def not_counted(tokens: int) -> None:

@@ -5,7 +5,7 @@ import socket
 import ssl
 from collections.abc import Callable
 
-from proxy.errors import UpstreamTimeout
+from proxy.errors import UpstreamProtocolError, UpstreamTimeout
 from proxy.upstream.config import UpstreamConfig
 
 # A dead peer is noticed after 60 + 4 * 15 s, also while a model thinks and sends nothing.
@@ -39,6 +39,16 @@ def tls_context(config: UpstreamConfig) -> ssl.SSLContext:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def is_status(number: int) -> bool:
+    """Whether it is one at all (RFC 9110 section 15)."""
+    return 100 <= number <= 599  # noqa: PLR2004  # as it stands there
+
+
+def no_status(name: str) -> UpstreamProtocolError:
+    """What an answer without one is."""
+    return UpstreamProtocolError(f"The upstream {name!r} answered with a status that is none.")
 
 
 def least(first: float | None, second: float | None) -> float | None:

@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 
 from proxy.core.client_deadline import HEADER as DEADLINE
-from proxy.core.wire import Headers, header
+from proxy.core.websocket import without_offered_key
+from proxy.core.wire import Headers
 from proxy.upstream.config import KeySecret, UpstreamConfig
 
 HOP_BY_HOP = frozenset(
@@ -25,6 +26,8 @@ HOP_BY_HOP = frozenset(
 # admin key is a secret of this proxy, and the deadline was said to it.
 _NEVER_SENT = frozenset({b"host", b"content-length", b"expect", b"x-admin-key", DEADLINE})
 
+_WEBSOCKET = ((b"connection", b"Upgrade"), (b"upgrade", b"websocket"))
+
 # Where clients put credentials; a cookie is one as well.
 _CREDENTIALS = frozenset({b"authorization", b"api-key", b"x-api-key", b"x-goog-api-key", b"cookie"})
 
@@ -41,24 +44,29 @@ def for_upstream(
     secret: KeySecret | None,
     strip_credentials: bool,
     keep_length: bool,
+    upgrade: bool = False,
 ) -> Headers:
-    """The client's headers as they go to `config`, names in lower case.
+    """The client's headers as they go to `config`, in their order and as they are spelled.
 
     With a `secret`, or with `strip_credentials`, no credential of the client passes. The
     settings' own headers replace the client's of the same name. `keep_length` keeps the length
-    that the client announced, for a body that is sent as it comes.
+    that the client announced, for a body that is sent as it comes. `upgrade` asks for a WebSocket.
     """
     own = [(name.lower().encode(), value.encode()) for name, value in config.headers]
     auth = config.auth_header.lower().encode()
     refused = _NEVER_SENT | {name for name, _ in own}
-    if keep_length and header(headers, b"transfer-encoding") is None:
+    if keep_length and not any(name.lower() == b"transfer-encoding" for name, _ in headers):
         refused -= {b"content-length"}
     if secret is not None or strip_credentials:
         refused |= _CREDENTIALS | {auth}
-    passed = [(lower, value) for _, value, lower in _kept(headers) if lower not in refused]
+    passed = [(name, value) for name, value, lower in _kept(headers) if lower not in refused]
+    if secret is not None or strip_credentials:
+        passed = without_offered_key(passed)
     if secret is not None:
         own = [pair for pair in own if pair[0] != auth]
         own.append((auth, f"{config.auth_scheme} {secret.value}".strip().encode()))
+    if upgrade:
+        own += _WEBSOCKET
     return (*passed, *own)
 
 

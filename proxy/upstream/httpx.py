@@ -2,9 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpcore
 import httpx
 
 from proxy.errors import (
@@ -13,13 +15,17 @@ from proxy.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
+from proxy.tasks import TaskGroup
 from proxy.upstream.base import UpstreamRequest, UpstreamResponse
 from proxy.upstream.config import UpstreamConfig
-from proxy.upstream.connection import Gate, least, socket_options, tls_context
+from proxy.upstream.connection import Gate, is_status, least, no_status, socket_options, tls_context
 from proxy.upstream.headers import end_to_end
 from proxy.upstream.upload import Upload
 
 _IDLE_SECONDS = 15.0
+_READ_BYTES = 65_536
+# What httpcore raises for a network stream, which httpx does not translate.
+_STREAM_ERRORS = (httpcore.NetworkError, httpcore.TimeoutException, OSError)
 
 
 class HttpxTransport:
@@ -41,6 +47,7 @@ class HttpxTransport:
             proxy=config.http_proxy,
             socket_options=socket_options(),
         )
+        self._tasks = TaskGroup()
         self._gate = Gate(config.max_connections, config.timeouts.first_byte_seconds)
 
     async def send(self, request: UpstreamRequest) -> UpstreamResponse:
@@ -54,14 +61,25 @@ class HttpxTransport:
                 "read": self._config.timeouts.first_byte_seconds,
             }
             response = await self._answered(request, timeouts, deadline)
+            if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
+                return await _upgraded(response, self._config.name, leave, asked=request.upgrade)
             timeouts["read"] = self._config.timeouts.between_bytes_seconds
-            return _Response(response, self._config.name, deadline, leave)
+            return await self._begun(response, deadline, leave)
         except BaseException:  # cancellation too: the place in the pool must come free
             leave()
             raise
 
+    async def _begun(
+        self, response: httpx.Response, deadline: float | None, leave: Callable[[], None]
+    ) -> "_Response":
+        if not is_status(response.status_code):
+            await response.aclose()
+            raise no_status(self._config.name)
+        return _Response(response, self._config.name, deadline, leave, self._tasks)
+
     async def aclose(self) -> None:
         """Close every connection, also those in use."""
+        await self._tasks.cancel()
         await self._transport.aclose()
 
     async def _answered(
@@ -73,8 +91,8 @@ class HttpxTransport:
                 while True:
                     route = _Route()
                     try:
-                        return await self._transport.handle_async_request(
-                            self._built(request, upload, timeouts, route)
+                        return await self._sent(
+                            self._built(request, upload, timeouts, route), route
                         )
                     except (httpx.ReadError, httpx.RemoteProtocolError) as error:
                         # Only a connection from the pool can be stale: it failed before any byte.
@@ -84,6 +102,28 @@ class HttpxTransport:
             if upload is not None and upload.failure is not None:
                 raise upload.failure from None
             raise _as_upstream_error(error, self._config.name) from error
+
+    async def _sent(self, request: httpx.Request, route: "_Route") -> httpx.Response:
+        """Cancellation is kept from httpcore while that could lose a connection.
+
+        Cancelled between connecting and sending, it keeps an open socket that no request will
+        ever use (encode/httpcore#1093).
+        """
+        work = self._transport.handle_async_request(request)
+        task = self._tasks.start(work, name="httpx-request", awaited=True)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            route.abandoned = True
+            if route.sending:
+                task.cancel()
+            task.add_done_callback(self._let_go)
+            raise
+
+    def _let_go(self, task: asyncio.Task[httpx.Response]) -> None:
+        """Close an answer that came when nobody wanted it any more."""
+        if not task.cancelled() and task.exception() is None:
+            self._tasks.start(task.result().aclose(), name="httpx-close")
 
     def _built(
         self,
@@ -108,12 +148,18 @@ class HttpxTransport:
 
 
 class _Route:
-    """Learns whether a request went out on a connection made for it."""
+    """Learns whether a request went out on a connection made for it, and ends one unwanted."""
 
     fresh = False
+    sending = False
+    abandoned = False
 
     async def trace(self, event: str, _: Any) -> None:
         self.fresh = self.fresh or event.startswith("connection.connect_")
+        if event == "http11.send_request_headers.started":
+            self.sending = True
+            if self.abandoned:
+                raise asyncio.CancelledError
 
 
 class _Response:
@@ -125,8 +171,10 @@ class _Response:
         name: str,
         deadline: float | None,
         leave: Callable[[], None],
+        tasks: TaskGroup,
     ) -> None:
         self._response = response
+        self._tasks = tasks
         self._name = name
         self._deadline = deadline
         self._leave = leave
@@ -159,12 +207,61 @@ class _Response:
 
     async def aclose(self) -> None:
         """Back to the pool if the body was read whole, else closed at once."""
-        self._leave()
         if self._expiry is not None:
             self._expiry.cancel()
         stream = self._response.stream
         assert isinstance(stream, httpx.AsyncByteStream)
-        await stream.aclose()
+        # A close that is cancelled halfway counts as done, and its connection is lost.
+        closing = self._tasks.start(stream.aclose(), name="httpx-close", awaited=True)
+        closing.add_done_callback(lambda _: self._leave())
+        await asyncio.shield(closing)
+
+
+class _Upgraded:
+    """A connection that has switched protocols."""
+
+    def __init__(self, response: httpx.Response, name: str, leave: Callable[[], None]) -> None:
+        self._response = response
+        self._wire: httpcore.AsyncNetworkStream = response.extensions["network_stream"]
+        self._name = name
+        self._leave = leave
+        self.status = response.status_code
+        self.headers = end_to_end(response.headers.raw)
+
+    async def aiter_raw(self) -> AsyncIterator[bytes]:
+        """What the upstream sends, as it arrives. Raises `UpstreamError` if it is cut off."""
+        try:
+            while chunk := await self._wire.read(_READ_BYTES):
+                yield chunk
+        except _STREAM_ERRORS as error:
+            raise self._lost() from error
+
+    async def write(self, data: bytes) -> None:
+        """Send; waits while the upstream does not read. Raises `UpstreamError`."""
+        try:
+            await self._wire.write(data)
+        except _STREAM_ERRORS as error:
+            raise self._lost() from error
+
+    async def aclose(self) -> None:
+        """Close at once."""
+        self._leave()
+        try:
+            await self._wire.aclose()
+        finally:
+            await self._response.aclose()
+
+    def _lost(self) -> UpstreamError:
+        return UpstreamProtocolError(f"The upstream {self._name!r} closed the connection.")
+
+
+async def _upgraded(
+    response: httpx.Response, name: str, leave: Callable[[], None], *, asked: bool
+) -> _Upgraded:
+    if not asked:
+        await response.aclose()
+        raise UpstreamProtocolError(f"The upstream {name!r} switched protocols unasked.")
+    return _Upgraded(response, name, leave)
 
 
 def _unanswered(error: httpx.TransportError) -> bool:

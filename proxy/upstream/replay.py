@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 
 from proxy.errors import UpstreamError, UpstreamTimeout
-from proxy.upstream.base import UpstreamResponse
+from proxy.upstream.base import Upgraded, UpstreamResponse
 
 
 class Replayed:
@@ -75,6 +75,11 @@ class Leased:
     def aiter_raw(self) -> AsyncIterator[bytes]:
         """The body as it arrives. Raises `UpstreamError` if it ends before its end."""
         return self._response.aiter_raw()
+
+    async def write(self, data: bytes) -> None:
+        """To an upstream that switched protocols. Raises `UpstreamError`."""
+        assert isinstance(self._response, Upgraded)
+        await self._response.write(data)
 
     async def aclose(self) -> None:
         try:

@@ -9,6 +9,7 @@ import pytest
 from proxy.standin import RunningStandIn, start_standin
 from tests.integration.ageing import Ages
 from tests.integration.contract import Asker, Site
+from tests.integration.paths import NAMES, Way, Ways
 from tests.integration.redis_server import RedisServer, redis_server
 from tests.integration.servers import ProxyFactory, RunningProxy
 
@@ -89,3 +90,17 @@ def ageing(ages: Ages) -> Iterator[Ages]:
     ages.begin()
     yield ages
     ages.end()
+
+
+@pytest.fixture(scope="module")
+def ways(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ways]:
+    """Kept for all tests of a module."""
+    made = Ways(tmp_path_factory.mktemp("ways"))
+    yield made
+    made.stop()
+
+
+@pytest.fixture(params=NAMES)
+def way(request: pytest.FixtureRequest, ways: Ways) -> Way:
+    """Each way once; the upstream has seen nothing."""
+    return ways(request.param)

@@ -364,6 +364,7 @@ COMPANIONS = {
     "yarl": "aiohttp",
     "multidict": "aiohttp",
     "pydantic_core": "pydantic",
+    "httpcore": "httpx",
 }
 # Not a dependency of the product: the demo says how to install it.
 OPTIONAL = {"openai"}

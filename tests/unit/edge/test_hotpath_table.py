@@ -54,6 +54,7 @@ class FakeRuntime:
             forwarder=cast("Any", None),
             access=cast("Any", None),
             observer=self.told,
+            websocket_idle_seconds=None,
             max_body_bytes=1000,
             key_prefix="",
             events=Events(),
