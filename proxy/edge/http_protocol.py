@@ -2,14 +2,16 @@
 
 import string
 import sys
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from proxy.edge.tunnel import ClientEnd
 from proxy.edge.watched_protocol import WatchedProtocol
 from proxy.errors import HeadTooLarge, RequestError
+
+if TYPE_CHECKING:
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 # Names, values and the request line together. nginx takes 32 KiB, and clients send one or two.
 LONGEST_HEAD_BYTES: Final = 64 * 1024
