@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.core.entry import EntryMeta
@@ -118,6 +118,7 @@ def test_a_write_purges_itself_those_above_and_if_it_deletes_those_below(
     assert gone is (is_above or is_below)
 
 
+@settings(max_examples=50)
 @given(st.text(max_size=50))
 def test_no_path_is_too_strange(path: str) -> None:
     known = resources("/v1/**")

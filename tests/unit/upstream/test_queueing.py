@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -127,6 +127,7 @@ class Lines(RuleBasedStateMachine):
 
 
 TestLines = Lines.TestCase
+TestLines.settings = settings(max_examples=40)
 
 
 @given(st.lists(st.sampled_from("abcd"), max_size=30))
