@@ -11,6 +11,7 @@ _BY_TIER = {
         "proxy.coalesce.redis",
         "proxy.stores.marks_redis",
         "proxy.stores.redis",
+        "proxy.upstream.board_redis",
     ),
 }
 
