@@ -19,6 +19,7 @@ from proxy.workers.server import server_config
 from tests.integration.contract import chat
 from tests.integration.hotpath import Line, request
 from tests.integration.servers import RunningProxy
+from tests.integration.switches import switched
 
 SPELLED = request(body=b" " + request(body=chat()).partition(b"\r\n\r\n")[2])
 
@@ -145,3 +146,16 @@ def test_B10_a_method_that_is_gone_is_missed_too(monkeypatch: pytest.MonkeyPatch
     assert {"HttpToolsProtocol._unset_keepalive_if_required", "FlowControl.pause_reading"} <= set(
         lacking()
     )
+
+
+@pytest.mark.parametrize(("switch", "is_on"), [("off", False), ("OFF", False), ("", True)])
+def test_the_servers_of_a_whole_run_can_be_without_it(
+    switch: str, is_on: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOT_PATH", switch)
+    file = tmp_path / "proxy_config.yaml"
+    file.write_text("upstreams: {openai: {base_url: 'http://127.0.0.1:9'}}")
+
+    settings = load_settings(file, env=switched())
+
+    assert (settings.server.hot_path_bytes > 0) is is_on
