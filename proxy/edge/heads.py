@@ -109,8 +109,8 @@ def _cut(received: bytes) -> tuple[bytes, int, int] | None:
     digits_at = name_at + len(_LENGTH)
     line_end = head.find(b"\r\n", digits_at)
     digits = head[digits_at:line_end].lstrip(b" ")
-    if not digits.isdigit() or len(digits) > _MOST_DIGITS:
-        return None
+    if not digits.isdigit() or len(digits) > _MOST_DIGITS or digits[:1] == b"0" != digits:
+        return None  # the parser may refuse it
     return head[: line_end - len(digits)] + head[line_end:], len(head), int(digits)
 
 

@@ -244,3 +244,16 @@ def test_B12_the_server_counts_them_among_its_requests(start: Starter) -> None:
         for at in range(5):
             line.ask(request(body=spelled(chat(), at)))
         assert line.protocol.server_state.total_requests == before + 5
+
+
+@pytest.mark.parametrize("zeros", [b"0", b"00"])
+def test_B73_a_length_that_is_refused_is_refused_behind_a_known_head_too(
+    zeros: bytes, start: Starter
+) -> None:
+    proxy = start()
+    raw = request()
+    with Line(proxy) as line:
+        for _ in range(3):
+            line.ask(raw)
+        reply = line.ask(raw.replace(b"content-length: ", b"content-length: " + zeros))
+        assert reply.status == 400

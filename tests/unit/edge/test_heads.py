@@ -78,7 +78,7 @@ def test_B70_nothing_put_in_makes_it_another_request(piece: bytes, at: int) -> N
 
 
 @pytest.mark.parametrize(
-    "length", [b"", b"-1", b"+2", b"2 ", b" 2,2", b"0x2", b"2_0", b"9" * 10, b"\xb2"]
+    "length", [b"", b"02", b"00", b"-1", b"+2", b"2 ", b" 2,2", b"0x2", b"2_0", b"9" * 10, b"\xb2"]
 )
 def test_B73_a_length_that_is_no_plain_number_is_left_to_the_parser(length: bytes) -> None:
     lines = [line.replace(b": 2", b": " + length) for line in LINES]
