@@ -214,7 +214,7 @@ def test_B65_a_refusal_is_passed_on_as_the_answer_that_it_is(status: bytes, way:
 def test_B60_a_101_that_nobody_asked_for_is_an_error_of_the_upstream(way: Way) -> None:
     way.upstream.serve = accepts
 
-    answer = httpx.get(f"{way.proxy.base_url}/models", trust_env=False)
+    answer = httpx.get(f"{way.proxy.base_url}/files", trust_env=False)
 
     assert answer.status_code == 502
     assert error_of(answer)["code"] == "upstream_protocol_error"
@@ -410,7 +410,7 @@ def test_B60_an_upgrade_that_nobody_knows_is_passed_over(ways: Ways) -> None:
             wire.received = b""
             wire.request(
                 "GET",
-                "/v1/models",
+                "/v1/files",
                 headers={"connection": "Upgrade, HTTP2-Settings", "upgrade": "h2c"},
             )
             wire.read_until(b"{}")
