@@ -94,20 +94,20 @@ REFUSED = {
     "length-in-trailer": POST
     + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nContent-Length: 9\r\n\r\n",
     # Hosts.
-    "no-host": b"GET /v1/models HTTP/1.1\r\n\r\n",
-    "two-hosts": b"GET /v1/models HTTP/1.1\r\nHost: x\r\nHost: x\r\n\r\n",
-    "list-of-hosts": b"GET /v1/models HTTP/1.1\r\nHost: x, y\r\n\r\n",
-    "host-with-user": b"GET /v1/models HTTP/1.1\r\nHost: x@evil.example\r\n\r\n",
-    "host-with-path": b"GET /v1/models HTTP/1.1\r\nHost: x/../y\r\n\r\n",
+    "no-host": b"GET /v1/files HTTP/1.1\r\n\r\n",
+    "two-hosts": b"GET /v1/files HTTP/1.1\r\nHost: x\r\nHost: x\r\n\r\n",
+    "list-of-hosts": b"GET /v1/files HTTP/1.1\r\nHost: x, y\r\n\r\n",
+    "host-with-user": b"GET /v1/files HTTP/1.1\r\nHost: x@evil.example\r\n\r\n",
+    "host-with-path": b"GET /v1/files HTTP/1.1\r\nHost: x/../y\r\n\r\n",
     # Targets and versions.
     "connect": b"CONNECT evil.example:443 HTTP/1.1\r\nHost: x\r\n\r\n",
     "space-in-target": b"GET /v1/a b HTTP/1.1\r\nHost: x\r\n\r\n",
     "nul-in-target": b"GET /v1/a\x00b HTTP/1.1\r\nHost: x\r\n\r\n",
     "utf-8-in-target": b"GET /v1/\xc3\xa9 HTTP/1.1\r\nHost: x\r\n\r\n",
-    "http-1.2": b"GET /v1/models HTTP/1.2\r\nHost: x\r\n\r\n",
+    "http-1.2": b"GET /v1/files HTTP/1.2\r\nHost: x\r\n\r\n",
     "http-2-preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-    "unknown-method": b"GE/T /v1/models HTTP/1.1\r\nHost: x\r\n\r\n",
-    "method-in-lower-case": b"get /v1/models HTTP/1.1\r\nHost: x\r\n\r\n",
+    "unknown-method": b"GE/T /v1/files HTTP/1.1\r\nHost: x\r\n\r\n",
+    "method-in-lower-case": b"get /v1/files HTTP/1.1\r\nHost: x\r\n\r\n",
 }
 
 
@@ -126,7 +126,7 @@ def test_B73_what_can_be_read_in_two_ways_is_refused_and_the_connection_closed(
     assert plain.upstream.seen == []
 
 
-GET = b"GET /v1/models HTTP/1.1"
+GET = b"GET /v1/files HTTP/1.1"
 CHUNKED = [b"POST /v1/files HTTP/1.1", b"Transfer-Encoding: chunked"]
 MADE_PLAIN = {
     "two-requests-are-two": (
@@ -137,11 +137,11 @@ MADE_PLAIN = {
         ],
     ),
     "nothing-after-a-close": (
-        b"GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" + HIDDEN,
+        b"GET /v1/files HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" + HIDDEN,
         [([GET], b"")],
     ),
     "a-body-of-a-get": (
-        b"GET /v1/models HTTP/1.1\r\nHost: x\r\n" + ABC,
+        b"GET /v1/files HTTP/1.1\r\nHost: x\r\n" + ABC,
         [([GET, b"content-length: 3"], b"abc")],
     ),
     "chunk-extensions": (
@@ -164,15 +164,15 @@ MADE_PLAIN = {
         [(CHUNKED, b"abc")],
     ),
     "absolute-form": (
-        b"GET http://evil.example/v1/models?x=1 HTTP/1.1\r\nHost: x\r\n\r\n",
-        [([b"GET /v1/models?x=1 HTTP/1.1"], b"")],
+        b"GET http://evil.example/v1/files?x=1 HTTP/1.1\r\nHost: x\r\n\r\n",
+        [([b"GET /v1/files?x=1 HTTP/1.1"], b"")],
     ),
     "absolute-form-with-a-user": (
-        b"GET http://a:b@evil.example:99/v1/models HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET http://a:b@evil.example:99/v1/files HTTP/1.1\r\nHost: x\r\n\r\n",
         [([GET], b"")],
     ),
     "absolute-form-out-of-the-api": (b"GET http://evil.example/x HTTP/1.1\r\nHost: x\r\n\r\n", []),
-    "two-slashes": (b"GET //evil.example/v1/models HTTP/1.1\r\nHost: x\r\n\r\n", []),
+    "two-slashes": (b"GET //evil.example/v1/files HTTP/1.1\r\nHost: x\r\n\r\n", []),
     "asterisk": (b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", []),
     "two-slashes-within": (
         b"GET /v1//evil.example/x HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -184,7 +184,7 @@ MADE_PLAIN = {
         [([b"GET /v1/@evil.example:80/x HTTP/1.1"], b"")],
     ),
     "a-fragment-goes-no-further": (
-        b"GET /v1/models#x HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /v1/files#x HTTP/1.1\r\nHost: x\r\n\r\n",
         [([GET], b"")],
     ),
     "line-ends-in-a-path-stay-coded": (
@@ -196,10 +196,10 @@ MADE_PLAIN = {
         [([b"GET /v1/x?../../y HTTP/1.1"], b"")],
     ),
     "another-host-goes-nowhere": (
-        b"GET /v1/models HTTP/1.1\r\nHost: evil.example\r\n\r\n",
+        b"GET /v1/files HTTP/1.1\r\nHost: evil.example\r\n\r\n",
         [([GET], b"")],
     ),
-    "http-1.0-needs-no-host": (b"GET /v1/models HTTP/1.0\r\n\r\n", [([GET], b"")]),
+    "http-1.0-needs-no-host": (b"GET /v1/files HTTP/1.0\r\n\r\n", [([GET], b"")]),
 }
 
 
@@ -311,10 +311,10 @@ def test_B73_a_body_that_ends_early_asks_nothing_of_a_cached_endpoint(plain: Way
             b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
             b'Content-Length: 100\r\n\r\n{"model":"m","messages":[]}'
         )
-    answer = httpx.get(f"{plain.proxy.base_url}/models", trust_env=False)
+    answer = httpx.get(f"{plain.proxy.base_url}/files", trust_env=False)
 
     assert answer.status_code == 200
-    assert [seen.target for seen in plain.upstream.seen] == [b"/v1/models"]
+    assert [seen.target for seen in plain.upstream.seen] == [b"/v1/files"]
 
 
 @pytest.mark.parametrize("path", ["/healthz/", "/readyz/", "/metrics/", "/admin/explain/"])

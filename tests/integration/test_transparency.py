@@ -356,3 +356,14 @@ def test_B68_a_status_that_is_none_is_an_error_of_the_upstream(status: str, way:
 
     assert wire.status == 502
     assert b'"upstream_protocol_error"' in wire.rest
+
+
+def test_B60_a_header_that_is_no_utf_8_passes_as_far_as_the_client_of_the_upstream_can(
+    way: Way, request: pytest.FixtureRequest
+) -> None:
+    with Wire(way.proxy.url) as wire:
+        wire.send(b"GET /v1/files HTTP/1.1\r\nHost: x\r\nX-Latin: caf\xe9\r\n\r\n")
+        wire.read_until(b"\r\n\r\n")
+
+    wanted = "café".encode() if "aiohttp" in request.node.name else b"caf\xe9"
+    assert way.upstream.wait().values("x-latin") == [wanted]

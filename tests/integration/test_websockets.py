@@ -214,7 +214,7 @@ def test_B65_a_refusal_is_passed_on_as_the_answer_that_it_is(status: bytes, way:
 def test_B60_a_101_that_nobody_asked_for_is_an_error_of_the_upstream(way: Way) -> None:
     way.upstream.serve = accepts
 
-    answer = httpx.get(f"{way.proxy.base_url}/models", trust_env=False)
+    answer = httpx.get(f"{way.proxy.base_url}/files", trust_env=False)
 
     assert answer.status_code == 502
     assert error_of(answer)["code"] == "upstream_protocol_error"
@@ -242,6 +242,32 @@ def test_B60_nothing_may_follow_the_handshake_before_its_answer(later: bool, way
     assert wire.status == 400
     assert b'"too_early"' in wire.rest
     assert all(seen.target == TARGET.encode() for seen in way.upstream.seen)
+
+
+def test_B60_no_request_can_wait_behind_a_handshake(ways: Ways) -> None:
+    way = ways(NAMES[0])
+    go_on = threading.Event()
+
+    async def answers_slowly(seen: Seen) -> bool:
+        if seen.target == b"/v1/slow":
+            await _until(go_on)
+            await seen.peer.say(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            return True
+        return await accepts(seen)
+
+    way.upstream.serve = answers_slowly
+    with Wire(way.proxy.url) as wire:
+        wire.request("GET", "/v1/slow")
+        way.upstream.wait()
+        wire.request("GET", TARGET, headers=ASKED)
+        before = metrics(way.proxy)  # so that the handshake was read by now
+        wire.request("GET", "/v1/behind")
+        assert metrics(way.proxy).keys() == before.keys()
+        go_on.set()
+        wire.read_all()
+
+    assert b"HTTP/1.1 101" not in wire.received
+    assert b"/v1/behind" not in [seen.target for seen in way.upstream.seen]
 
 
 def test_B71_B72_who_shows_no_known_key_is_refused_before_the_upstream(ways: Ways) -> None:
@@ -384,7 +410,7 @@ def test_B60_an_upgrade_that_nobody_knows_is_passed_over(ways: Ways) -> None:
             wire.received = b""
             wire.request(
                 "GET",
-                "/v1/models",
+                "/v1/files",
                 headers={"connection": "Upgrade, HTTP2-Settings", "upgrade": "h2c"},
             )
             wire.read_until(b"{}")
