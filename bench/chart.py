@@ -1,6 +1,7 @@
 """Bars on a logarithmic scale, as an SVG that stands by itself: nothing is fetched, nothing runs.
 
-It is read on light and on dark pages: text takes the colour that the reader's system prefers.
+It is read on light and on dark pages: it has its own ground, light or dark as the reader's system
+prefers.
 """
 
 import math
@@ -10,9 +11,11 @@ from html import escape
 
 WIDTH, LABELS, VALUES = 820, 300, 130
 ROW, BAR, GAP, TOP, BOTTOM = 24, 15, 14, 54, 30
+MARGIN = 18
 _PLOT = WIDTH - LABELS - VALUES
 _STYLE = """\
   text { font: 13px system-ui, 'Segoe UI', Helvetica, Arial, sans-serif; fill: #24292f }
+  .ground { fill: #ffffff }
   .title { font-size: 16px; font-weight: 600 }
   .group { font-weight: 600 }
   .faint { fill: #656d76; font-size: 12px }
@@ -21,6 +24,7 @@ _STYLE = """\
   .ours { fill: #1f883d }
   .other { fill: #bf8700 }
   @media (prefers-color-scheme: dark) {
+    .ground { fill: #0d1117 }
     text { fill: #e6edf3 }
     .faint { fill: #9198a1 }
     .ours { fill: #3fb950 }
@@ -54,10 +58,12 @@ def svg(title: str, below: str, bars: Sequence[Bar], ours: str, limit: str) -> s
     groups = list(dict.fromkeys(bar.group for bar in bars))
     height = TOP + len(bars) * ROW + len(groups) * (ROW + GAP) + BOTTOM
     colours = {ours: "ours", limit: "limit"}
-    size = f'viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"'
+    wide, tall = WIDTH + 2 * MARGIN, height + 2 * MARGIN
+    size = f'viewBox="{-MARGIN} {-MARGIN} {wide} {tall}" width="{wide}" height="{tall}"'
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{escape(title)}">',
         f"<style>\n{_STYLE}\n</style>",
+        f'<rect class="ground" x="{-MARGIN}" y="{-MARGIN}" width="{wide}" height="{tall}" rx="8"/>',
         f'<text class="title" x="0" y="18">{escape(title)}</text>',
         f'<text class="faint" x="0" y="38">{escape(below)}</text>',
         *_grid(low, high, height),

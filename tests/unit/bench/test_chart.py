@@ -31,7 +31,8 @@ def test_ten_times_the_rate_is_one_step_more() -> None:
 
 def test_every_bar_is_drawn_with_its_name_and_figures() -> None:
     root = ET.fromstring(svg("Title", "below", BARS, ours="ours", limit="nginx"))
-    bars = root.findall(f"{SVG}rect")
+    ground, *bars = root.findall(f"{SVG}rect")
+    assert ground.get("class") == "ground"
     assert [bar.get("class") for bar in bars] == ["limit", "ours", "other"]
     assert float(bars[0].get("width", "0")) > float(bars[1].get("width", "0")) > 0
     texts = ["".join(text.itertext()) for text in root.findall(f"{SVG}text")]
