@@ -19,7 +19,7 @@ from proxy.core.wire import JsonValue
 log = logging.getLogger("magic_proxy.request_log")
 
 _FLUSH_SECONDS = 0.1
-_CLOSE_SECONDS = 2.0
+CLOSE_SECONDS = 2.0
 _MAX_LINES = 50_000
 _SHOWN_CHARACTERS = 200
 # What a pipe takes whole, where the system says so; everywhere it is 512 at least.
@@ -42,7 +42,7 @@ class RequestLog:
         stream: BinaryIO | io.RawIOBase,
         clock: Clock,
         *,
-        close_seconds: float = _CLOSE_SECONDS,
+        close_seconds: float = CLOSE_SECONDS,
         shared: bool = False,
     ) -> None:
         self._stream = stream

@@ -131,6 +131,13 @@ def peek_expiry(value: bytes) -> float | None:
     return cast("float", expires_at)
 
 
+def peek_stored_at(value: bytes) -> float | None:
+    """When the entry was stored, as `peek_expiry` tells when it expires."""
+    if peek_expiry(value) is None:
+        return None
+    return cast("float", _PREFIX.unpack_from(value)[6])
+
+
 def meta_bytes(head: bytes) -> int | None:
     """How many bytes from its start tell all that `decode_meta` reads of an entry.
 

@@ -55,13 +55,16 @@ class Direct:
     def find(self, received: bytes) -> Known | None:
         """The head that `received` begins with, where it is known under the settings in force."""
         self._see_settings()
-        return self.heads.find(received)
+        known = self.heads.find(received)
+        if known is None or known.end - known.body_at > self._runtime.snapshot.max_body_bytes:
+            return None  # the application refuses what is too long, and does not wait for it
+        return known
 
     def begin(self, known: Known, received: bytes) -> OnWire | Begun | None:
         """Begin a request that was received whole; None leaves all of it to the application."""
         snapshot = self._runtime.snapshot
         body = received[known.body_at :]
-        if not self._admission.has_room or len(body) > snapshot.max_body_bytes:
+        if not self._admission.has_room:
             return None
         call = known.head.call(body, self._runtime.request_ids.next())
         try:

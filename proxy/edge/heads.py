@@ -16,9 +16,12 @@ from proxy.engine.base import Call
 _END: Final = b"\r\n\r\n"
 _LENGTH: Final = b"\r\ncontent-length:"
 # With one of these, more than the bytes decides what happens, or the connection ends.
-_SPECIAL: Final = frozenset({b"connection", b"expect", b"upgrade"})
-# What a head costs beside its bytes, which its headers repeat.
+_SPECIAL: Final = frozenset({b"connection", b"expect", b"proxy-connection", b"upgrade"})
+# The parser takes the second for the first.
+_CONNECTION: Final = frozenset({b"connection", b"proxy-connection"})
+# What a head costs beside its bytes, which its headers repeat, and each of them beside its own.
 _OVERHEAD_BYTES: Final = 2048
+_HEADER_BYTES: Final = 128
 _MOST_DIGITS: Final = 9
 
 
@@ -78,21 +81,20 @@ class KnownHeads:
         # Only what is sure to be cut where the parser cuts it.
         if body_at + length != len(request) or not _is_spelled(request[:body_at], head.headers):
             return
-        size = _size(skeleton)
+        size = _size(skeleton, head)
         if skeleton in self._heads or size > self._max_bytes:
             return
         self._heads[skeleton] = head
         self._bytes += size
         while self._bytes > self._max_bytes:
             oldest = next(iter(self._heads))
-            del self._heads[oldest]
-            self._bytes -= _size(oldest)
+            self._bytes -= _size(oldest, self._heads.pop(oldest))
 
 
 def keeps_connection(headers: Headers) -> bool:
     """Whether the same bytes on any other connection get the same answer, and leave it open."""
     return not any(
-        name in _SPECIAL and (name, value.lower()) != (b"connection", b"keep-alive")
+        name in _SPECIAL and not (name in _CONNECTION and value.lower() == b"keep-alive")
         for name, value in headers
     )
 
@@ -121,5 +123,5 @@ def _is_spelled(head: bytes, headers: Headers) -> bool:
     return headers == tuple([(name.lower(), value.strip(b" \t")) for name, _, value in split])
 
 
-def _size(skeleton: bytes) -> int:
-    return 2 * len(skeleton) + _OVERHEAD_BYTES
+def _size(skeleton: bytes, head: Head) -> int:
+    return 2 * len(skeleton) + _HEADER_BYTES * len(head.headers) + _OVERHEAD_BYTES

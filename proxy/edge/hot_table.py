@@ -3,8 +3,8 @@
 A request gets in here once it was answered with a plain hit from memory. Its bytes, headers
 included, then stand for it: they are compared by equality and not by a digest, so that credential,
 host, path, cache control and body are all compared. On every hit is checked that the settings are
-still those under which the answer was given, that the entry is fresh, and that no entry was
-replaced or purged since (a client's `no-cache` replaces one).
+still those under which the answer was given, that the entry is fresh, and that no entry was purged
+since, nor renewed by a client here (`no-cache`); once a second, that the store has this very entry.
 """
 
 import weakref
@@ -85,8 +85,9 @@ class HotTable:
             self._forget(request)
             return None
         if not hot.since <= now < hot.until:
-            # Looked at once a second, so that the store knows it for one that is asked for.
-            if not snapshot.service.is_at_hand(entry.key):
+            # Once a second: the store learns that it is asked for, and is asked whether it is still
+            # this one.
+            if not snapshot.service.is_at_hand(entry.key, entry.stored_at):
                 self._forget(request)
                 return None
             hot.render(now)

@@ -131,9 +131,12 @@ class ProxyProtocol(BoundedProtocol):
         """What the client has to send now: also the rest of what the parser has not seen."""
         if self._held is not None:
             return (self._held, self._awaited_bytes)
+        if self._outlet is not None:
+            return None
         awaited = super().awaited()
-        # A connection may have been answered directly alone.
-        return None if awaited is NO_REQUEST_YET and self._answered_at > 0 else awaited
+        # A connection that was answered directly alone is idle: that has a limit of its own.
+        is_idle = awaited is NO_REQUEST_YET and self.timeout_keep_alive_task is not None
+        return None if is_idle else awaited
 
     # Bytes that it sees
 

@@ -1,6 +1,7 @@
 """Reads of resources: GETs that may be answered from the cache."""
 
 from proxy.core.resources import Resource
+from proxy.core.websocket import asks_for_websocket
 from proxy.core.wire import Endpoint
 from proxy.edge.asgi import Receive, Scope, Send, has_body, headers_of
 from proxy.edge.disconnect import disconnected, while_connected
@@ -22,9 +23,10 @@ class ResourceReads:
 
     def find(self, path: str, scope: Scope) -> Resource | None:
         """The resource that a request reads; None for what passes through."""
-        if has_body(scope["headers"]):
+        method, headers = scope["method"], scope["headers"]
+        if has_body(headers) or asks_for_websocket(method, scope["http_version"], headers):
             return None
-        return self._runtime.snapshot.resources.find(scope["method"], path, scope["headers"])
+        return self._runtime.snapshot.resources.find(method, path, headers)
 
     async def __call__(
         self, resource: Resource, path: str, scope: Scope, receive: Receive, send: Send

@@ -82,6 +82,8 @@ class WatchedProtocol(HttpToolsProtocol):
             return None if is_answering else (self.scope, _HEAD)
         if cycle is None:
             return NO_REQUEST_YET
+        if cycle.response_complete and self.timeout_keep_alive_task is None:
+            return (self.scope, self._reads)  # what came since was no request, or is not read
         if cycle.more_body and not (cycle.response_complete or cycle.waiting_for_100_continue):
             return (self.scope, self._reads)
         return None
@@ -107,12 +109,13 @@ class WatchedProtocol(HttpToolsProtocol):
         return self.limits.head_seconds if awaited[1] == _HEAD else self.limits.gap_seconds
 
     def _time_out(self, awaited: Awaited) -> None:
-        if awaited == NO_REQUEST_YET:
+        cycle: RequestResponseCycle | None = self.cycle
+        is_answered = cycle is not None and cycle.response_complete and awaited[1] != _HEAD
+        if awaited == NO_REQUEST_YET or is_answered:
             self.transport.close()
             return
         what = "head" if awaited[1] == _HEAD else "body"
         self.refuse(RequestTooSlow(f"The request's {what} did not come in time."))
-        cycle: RequestResponseCycle | None = self.cycle
         if cycle is not None:  # the application is not to answer as well
             cycle.disconnected = True
             cycle.message_event.set()

@@ -4,9 +4,8 @@ What the cache has is not asked for again; what another batch asks for just now 
 rest goes upstream in one request, each item once.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import TypeAlias
 
 from proxy.clock import Clock
 from proxy.core.batches import Opener
@@ -24,7 +23,7 @@ from proxy.engine.item_fetches import Fetches
 from proxy.engine.outcomes import is_failing
 from proxy.engine.patience import Patience
 from proxy.engine.plan import Plan
-from proxy.engine.refresh import ahead_of_time
+from proxy.engine.refresh import Refreshes, ahead_of_time
 from proxy.errors import (
     NotCached,
     ProxyError,
@@ -33,9 +32,6 @@ from proxy.errors import (
     UpstreamProtocolError,
 )
 from proxy.upstream.base import Forwarder
-
-# Fetches these in the background; False where they are not fetched now.
-Refresh: TypeAlias = Callable[[Asking, Plan, Sequence[Want]], bool]
 
 
 class Batches:
@@ -52,10 +48,12 @@ class Batches:
         clock: Clock,
         observer: Observer,
         key_prefix: str,
-        refresh: Refresh,
+        refreshes: Refreshes,
+        max_refreshes: int,
     ) -> None:
         self._entries = entries
-        self._refresh = refresh
+        self._refreshes = refreshes
+        self._max_refreshes = max_refreshes
         self._fetches = fetches
         self._asking = Asking(forwarder, clock)
         self._clock = clock
@@ -118,7 +116,11 @@ class Batches:
             if ahead_of_time(entry, now, eagerness=eagerness)
         ]
         if due:
-            self._refresh(self._asking, plan, due)
+            self._refresh(plan, due)
+
+    def _refresh(self, plan: Plan, wants: Sequence[Want]) -> bool:
+        most = self._max_refreshes
+        return self._refreshes.start_items(self._fetches, self._asking, plan, wants, most=most)
 
     async def _served_stale(self, batch: Batch) -> Answer | None:
         """The answer with what is stale as it is, and new vectors fetched in the background."""
@@ -127,7 +129,7 @@ class Batches:
             return None
         # What the client says counts for all its items alike.
         wanted = all(batch.servable[want.store_key].revalidate for want in wants)
-        fetched = wanted and self._refresh(self._asking, batch.plan, wants)
+        fetched = wanted and self._refresh(batch.plan, wants)
         return await self._answers.revalidating(batch, fetched=fetched)
 
     def _missed(self, batch: Batch, landed: Mapping[str, Entry]) -> list[Entry]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Final, TypeAlias, assert_never
 
 from proxy.clock import Clock
-from proxy.core.codec import decode
+from proxy.core.codec import decode, peek_stored_at
 from proxy.core.dictionaries import Dictionary
 from proxy.core.entry import Entry
 from proxy.core.freshness import is_fresh
@@ -100,9 +100,13 @@ class Entries:
         self.ready.keep(key, value, entry)
         return entry
 
-    def is_at_hand(self, key: str) -> bool:
-        """Whether the store has the entry where it can be read without waiting; counts as read."""
-        return self._store.get_now(key) is not None
+    def is_at_hand(self, key: str, stored_at: float) -> bool:
+        """Whether the store has the entry of that time, and no other, where it needs no waiting.
+
+        It counts as read.
+        """
+        value = self._store.get_now(key)
+        return value is not None and peek_stored_at(value) == stored_at
 
     def is_stored(self, key: str) -> bool:
         """False while an entry is only on its way: the store may lose it, or keep it elsewhere."""

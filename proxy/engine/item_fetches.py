@@ -15,6 +15,7 @@ from proxy.engine.item_asking import Asking, Want
 from proxy.engine.item_fetch import Fetch
 from proxy.engine.item_fetching import Fetching
 from proxy.engine.plan import Plan
+from proxy.errors import ClientDeadline
 from proxy.tasks import TaskGroup
 
 TASK: Final = "item-fetch"
@@ -68,7 +69,7 @@ class Fetches:
         gone = False
         try:
             yield
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, ClientDeadline):
             gone = True
             raise
         finally:

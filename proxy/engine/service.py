@@ -1,7 +1,6 @@
 """The service: drives the pure decisions, and does what they say."""
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import assert_never
 
@@ -32,7 +31,6 @@ from proxy.engine.entries import Entries
 from proxy.engine.explaining import Explained, explained
 from proxy.engine.flights import Errand, Flights
 from proxy.engine.generations import Generations
-from proxy.engine.item_asking import Asking, Want
 from proxy.engine.item_fetches import Fetches
 from proxy.engine.leading import Leader
 from proxy.engine.lookup import Found, LookUps
@@ -85,7 +83,6 @@ class CacheService:
         self._entries = lasting.entries
         self._generations = lasting.generations
         self._refreshes = lasting.refreshes
-        self._fetches = lasting.fetches
         self._forwarder = forwarder
         self._clock = clock
         self._observer = observer
@@ -100,7 +97,8 @@ class CacheService:
             clock,
             observer,
             policy.key_prefix,
-            self._refresh_items,
+            lasting.refreshes,
+            policy.max_refreshes,
         )
         self._sharing = Sharing(lasting.flights, self._leader, clock, observer)
 
@@ -108,9 +106,9 @@ class CacheService:
         """Another number when an answer from the entry under `key` may be out of date."""
         return self._entries.version(key)
 
-    def is_at_hand(self, key: str) -> bool:
+    def is_at_hand(self, key: str, stored_at: float) -> bool:
         """Whether the entry under `key` can be had without waiting."""
-        return self._entries.is_at_hand(key)
+        return self._entries.is_at_hand(key, stored_at)
 
     async def begin(self, call: Call) -> Answer | Plan:
         """The answer, if it is a hit that needs no waiting; else the plan for `finish`.
@@ -142,7 +140,8 @@ class CacheService:
             if found is not None and isinstance(hit := found.decision, Hit):
                 now, ready = self._clock.wall(), self._entries.ready
                 told = rendered_now(plan, hit.entry, now, ready)
-                return plan if told is None else self._hit(plan, hit, found.store_key, told)
+                if told is not None:
+                    return self._hit(plan, hit, found.store_key, told, at_once=True)
         return plan
 
     async def finish(self, plan: Plan) -> Answer:
@@ -225,7 +224,7 @@ class CacheService:
                     again = unservable(decision.key, plan.control)
                     return await self._answer(plan, Found(again, store_key))
                 if isinstance(decision, Hit):
-                    return self._hit(plan, decision, store_key, rendered)
+                    return self._hit(plan, decision, store_key, rendered, at_once=False)
                 return self._stale_hit(plan, decision, store_key, rendered)
             case Forward():
                 return await self._forward(plan, decision, store_key)
@@ -278,20 +277,23 @@ class CacheService:
     async def _put_into_form(self, plan: Plan, entry: Entry) -> Rendered | None:
         return await put_into_form(plan, entry, self._clock.wall(), self._entries.ready)
 
-    def _hit(self, plan: Plan, hit: Hit, store_key: str, rendered: Rendered) -> Answer:
+    def _hit(
+        self, plan: Plan, hit: Hit, store_key: str, rendered: Rendered, *, at_once: bool
+    ) -> Answer:
+        """`at_once`: nothing was waited for since the look-up, so that it may be repeated."""
         rule = plan.derivation.rule
         assert rule is not None
-        now, repeats_until = self._clock.wall(), hit.entry.fresh_until
+        now, repeats_until = self._clock.wall(), hit.entry.fresh_until - rule.refresh_before_seconds
         if hit.ttl_seconds <= rule.refresh_before_seconds and may_refresh(plan.control):
             self._refresh(plan, store_key)
         if rule.refresh_ahead and may_refresh(plan.control):
             eagerness = rule.refresh_ahead
             if ahead_of_time(hit.entry, now, eagerness=eagerness):
                 self._refresh(plan, store_key)
-            repeats_until = certain_until(hit.entry, eagerness=eagerness)
+            repeats_until = min(repeats_until, certain_until(hit.entry, eagerness=eagerness))
         outcome = outcome_of(plan, XCache.HIT, self._clock.monotonic(), hit)
         self._observer.told(outcome)
-        is_same = not plan.renews_ids and variant_count(plan.derivation) == 1
+        is_same = at_once and not plan.renews_ids and variant_count(plan.derivation) == 1
         return hit_answer(
             hit.entry,
             rendered,
@@ -314,10 +316,6 @@ class CacheService:
     def _refresh(self, plan: Plan, store_key: str) -> bool:
         most = self._policy.max_refreshes
         return self._refreshes.start(self._leader, plan, store_key, most=most)
-
-    def _refresh_items(self, asking: Asking, plan: Plan, wants: Sequence[Want]) -> bool:
-        most = self._policy.max_refreshes
-        return self._refreshes.start_items(self._fetches, asking, plan, wants, most=most)
 
     def _forwarded_outcome(
         self, plan: Plan, x_cache: XCache, decision: Forward | Bypass, detail: str

@@ -2,8 +2,15 @@
 
 from proxy.runtime.connections import ConnectionLimits
 from proxy.runtime.peers import Peers
-from proxy.runtime.runtime import Runtime
+from proxy.runtime.runtime import LONGEST_STOP_SECONDS, Runtime
 from proxy.runtime.snapshot import Snapshot
 from proxy.settings.models import Settings
 
-__all__ = ["ConnectionLimits", "Peers", "Runtime", "Settings", "Snapshot"]
+__all__ = [
+    "LONGEST_STOP_SECONDS",
+    "ConnectionLimits",
+    "Peers",
+    "Runtime",
+    "Settings",
+    "Snapshot",
+]

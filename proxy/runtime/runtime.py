@@ -7,7 +7,7 @@ import sys
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from prometheus_client.metrics_core import Metric
 
@@ -41,7 +41,7 @@ from proxy.metrics import (
     rendered,
     store_metrics,
 )
-from proxy.request_log import RequestLog
+from proxy.request_log import CLOSE_SECONDS, RequestLog
 from proxy.runtime.build import (
     build_access,
     build_catalogue,
@@ -76,6 +76,8 @@ log = logging.getLogger("magic_proxy")
 _READY_SHARE = 4
 # What requests that were cancelled, and writes that are queued, get at the stop.
 _LAST_SECONDS = 3.0
+LONGEST_STOP_SECONDS: Final = 3 * _LAST_SECONDS + CLOSE_SECONDS + 1.0
+"""How long `Runtime.stop` may take: three such waits, and the last lines of the log."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,6 @@ START_SECONDS: Final = 30.0
 # core dump: there are prompts and keys in it.
 SAY_WHERE: Final = signal.SIGUSR2
 _LAST_WORDS_TICKS: Final = 2
-# What a worker does after its grace time: writes what is queued, and lets go of everything.
-_LAST_SECONDS: Final = 4.0
 # A life this long makes up for the deaths before.
 _GOOD_LIFE_SECONDS: Final = 60.0
 _FIRST_PAUSE: Final = 0.5
@@ -99,11 +97,11 @@ class _Place:
 class Roster:
     """`count` places, numbered from 1; each has one worker at a time."""
 
-    def __init__(self, count: int, *, timeout_seconds: float, grace_seconds: float) -> None:
+    def __init__(self, count: int, *, timeout_seconds: float, stop_seconds: float) -> None:
         self._places = {number: _Place(number) for number in range(1, count + 1)}
         self._hang_ticks = ceil(timeout_seconds / TICK_SECONDS)
         self._start_ticks = max(self._hang_ticks, ceil(START_SECONDS / TICK_SECONDS))
-        self._grace_seconds = grace_seconds
+        self._stop_seconds = stop_seconds
         self._has_served = False
         self._failed_starts = 0
         self._stopping: float | None = None  # until when workers may take their time
@@ -176,7 +174,7 @@ class Roster:
         if again and by is not signal.SIGINT:
             return []
         if not again:
-            self._stopping = now + self._grace_seconds + _LAST_SECONDS
+            self._stopping = now + self._stop_seconds
         return self._end_all(signal.SIGINT if again else signal.SIGTERM)
 
     def _end_all(self, by: signal.Signals) -> list[Act]:

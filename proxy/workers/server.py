@@ -87,6 +87,7 @@ class WorkerServer(ProxyServer):
             )
 
         def may_accept() -> bool:
+            self.count()  # a connection that became a tunnel ends without a word
             return self._crowd.has_fewest(self._number)
 
         self.count()

@@ -14,12 +14,13 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Final, NoReturn, assert_never
 
 from proxy.clock import Clock
 from proxy.core.families import Family
 from proxy.errors import SettingsError
-from proxy.runtime import Settings
+from proxy.runtime import LONGEST_STOP_SECONDS, Settings
 from proxy.runtime.certificates import check_certificates
 from proxy.runtime.fixed import fixed_changes
 from proxy.runtime.preload import preload
@@ -73,7 +74,7 @@ class Supervisor:
         self._roster = Roster(
             count,
             timeout_seconds=settings.server.worker_timeout_seconds,
-            grace_seconds=settings.server.shutdown_grace_seconds,
+            stop_seconds=ceil(settings.server.shutdown_grace_seconds) + LONGEST_STOP_SECONDS,
         )
         self._crowd = Crowd(count)
         self._switchboard = Switchboard(clock, self._counted)

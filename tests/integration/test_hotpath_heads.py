@@ -257,3 +257,13 @@ def test_B73_a_length_that_is_refused_is_refused_behind_a_known_head_too(
             line.ask(raw)
         reply = line.ask(raw.replace(b"content-length: ", b"content-length: " + zeros))
         assert reply.status == 400
+
+
+def test_B73_a_body_that_is_too_long_is_refused_before_it_has_come(start: Starter) -> None:
+    for over in ({}, OFF):
+        proxy = start(merged({"server": {"max_body_bytes": 30_000}}, over))
+        with Line(proxy) as line:
+            assert line.ask(request()).status == 200
+            assert line.ask(request()).x_cache == "HIT"
+            line.send(request(body=b" " * 40_000)[:2_000])
+            assert line.read().status == 413

@@ -102,3 +102,18 @@ async def test_B41_B74_a_flight_outlives_the_settings_that_it_began_under_and_it
         await until(lambda: gc.collect() >= 0 and len(runtime._transports) == 1)
     finally:
         await runtime.stop()
+
+
+def test_B74_what_a_reload_does_not_change_is_told_and_what_it_does_is_not(
+    tmp_path: Path,
+) -> None:
+    def settings(text: str) -> Settings:
+        file = tmp_path / "proxy_config.yaml"
+        file.write_text(f"server: {text}\n")
+        return load_settings(file, env={})
+
+    first = settings("{port: 8080}")
+    assert fixed_changes(first, settings("{port: 8080, max_body_bytes: 1MiB}")) == []
+    assert fixed_changes(first, settings("{port: 8081, max_body_bytes: 1MiB}")) == [
+        "the changes under 'server' take effect at the next start"
+    ]

@@ -20,7 +20,7 @@ def upstream() -> Iterator[RunningStandIn]:
 @pytest.fixture(scope="module")
 def proxy(upstream: RunningStandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HotProxy]:
     with Starter(upstream.base_url, tmp_path_factory.mktemp("slow-hot")) as start:
-        running = start(SHORT)
+        running = start(SHORT, keep_alive_seconds=1)
         with Line(running) as line:
             heat(line, RAW)
         yield running
@@ -49,3 +49,30 @@ def test_a_body_that_stops_is_answered_with_408_although_its_head_is_known(
         assert (reply.status, reply.json["error"]["code"]) == (408, "request_timeout")
         assert line.read_end() == b""
     assert upstream.app.count() == asked
+
+
+@pytest.mark.parametrize("hits", [1, 0])
+def test_a_connection_on_which_no_request_comes_after_a_line_end_is_closed(
+    hits: int, proxy: HotProxy
+) -> None:
+    """Whatever comes ends the time that idle connections have; none began another."""
+    with Line(proxy) as line:
+        for _ in range(hits):
+            assert line.ask(RAW).x_cache == "HIT"
+        if not hits:  # answered on the ordinary path
+            assert line.ask(request("connection: keep-alive, x")).status == 200
+        line.send(b"\r\n")
+        assert line.read_end() == b""
+
+
+def test_a_connection_with_a_refused_body_that_stops_is_closed(
+    proxy: HotProxy,
+) -> None:
+    raw = request("x-coding: 1", body=b" " * 5_000).replace(
+        b"content-type: application/json", b"content-type: text/plain"
+    )
+    with Line(proxy) as line:
+        line.send(raw[:600])
+        assert line.read().status == 415
+        line.send(raw[600:610])
+        assert line.read_end() == b""

@@ -270,6 +270,14 @@ def test_B60_no_request_can_wait_behind_a_handshake(ways: Ways) -> None:
     assert b"/v1/behind" not in [seen.target for seen in way.upstream.seen]
 
 
+def test_B60_a_resource_by_a_pattern_that_fits_is_still_a_websocket(ways: Ways) -> None:
+    way = ways(NAMES[0], {"cache_settings": {"resources": [{"paths": ["/v1/**"]}]}})
+    wire, seen = opened(way)
+    with wire:
+        seen.say(FROM_UPSTREAM)
+        wire.read_until(FROM_UPSTREAM)
+
+
 def test_B71_B72_who_shows_no_known_key_is_refused_before_the_upstream(ways: Ways) -> None:
     way = ways(NAMES[0], {**KEYS, "upstreams": {"openai": {"api_keys": ["sk-up"]}}})
     with Wire(way.proxy.url) as wire:

@@ -95,7 +95,13 @@ def test_what_is_no_whole_head_with_a_length_is_unknown(received: bytes) -> None
 
 @pytest.mark.parametrize(
     "line",
-    [b"Expect: 100-continue", b"Upgrade: h2c", b"Connection: close", b"Connection: keep-alive, x"],
+    [
+        b"Expect: 100-continue",
+        b"Upgrade: h2c",
+        b"Connection: close",
+        b"Connection: keep-alive, x",
+        b"Proxy-Connection: close",
+    ],
 )
 def test_B10_a_head_after_which_more_happens_is_not_learned(line: bytes) -> None:
     heads = KnownHeads(100_000)
@@ -105,9 +111,10 @@ def test_B10_a_head_after_which_more_happens_is_not_learned(line: bytes) -> None
     assert not keeps_connection(parsed(*LINES, line))
 
 
-def test_B10_a_head_that_says_what_http_takes_for_granted_is_learned() -> None:
+@pytest.mark.parametrize("line", [b"Connection: Keep-Alive", b"Proxy-Connection: keep-alive"])
+def test_B10_a_head_that_says_what_http_takes_for_granted_is_learned(line: bytes) -> None:
     heads = KnownHeads(100_000)
-    lines = (*LINES, b"Connection: Keep-Alive")
+    lines = (*LINES, line)
     heads.learn(request(*lines), head(parsed(*lines)))
 
     assert heads.find(request(*lines)) is not None
@@ -160,3 +167,11 @@ def test_B56_one_that_is_longer_than_all_may_be_is_not_held() -> None:
 
     assert heads.find(request(*lines)) is None
     assert heads.find(request(*LINES)) is not None
+
+
+def test_B56_thousands_of_short_headers_count_for_what_they_take() -> None:
+    heads = KnownHeads(1_000_000)
+    lines = (*LINES, *[b"ab:"] * 10_000)
+    heads.learn(request(*lines), head(parsed(*lines)))
+
+    assert heads.find(request(*lines)) is None, "some 110 bytes for each of them"

@@ -19,12 +19,13 @@ class FakeService:
     def __init__(self) -> None:
         self.versions: dict[str, int] = {}
         self.evicted: set[str] = set()
+        self.stored_at: dict[str, float] = {}
 
     def version(self, key: str) -> int:
         return self.versions.get(key, 0)
 
-    def is_at_hand(self, key: str) -> bool:
-        return key not in self.evicted
+    def is_at_hand(self, key: str, stored_at: float) -> bool:
+        return key not in self.evicted and stored_at == self.stored_at.get(key, stored_at)
 
 
 class Recorder:
@@ -327,6 +328,18 @@ def test_B57_what_the_memory_tier_lost_is_not_given_for_longer_than_a_second() -
 
     assert not table.holds(b"one")
     assert table.bytes == 0
+
+
+def test_B57_what_another_entry_took_the_place_of_is_not_given_for_longer_than_a_second() -> None:
+    table = Table()
+    table.remember(b"one", lifetime=60.5)
+    assert table.holds(b"one")
+    service = cast("FakeService", table.runtime.snapshot.service)
+    service.stored_at["one"] = table.runtime.clock.wall() + 0.5
+
+    table.runtime.clock.advance(1.0)
+
+    assert not table.holds(b"one")
 
 
 def test_B15_age_and_time_left_are_those_of_the_moment() -> None:

@@ -18,7 +18,6 @@ from proxy.core.rules import Rule
 from proxy.core.wire import Endpoint, Headers
 from proxy.engine.base import Answer, Call
 from proxy.engine.batching import Batches
-from proxy.engine.item_asking import Asking, Want
 from proxy.engine.item_fetches import Fetches
 from proxy.engine.plan import Plan, make_plan
 from proxy.engine.write_behind import WriteLimits
@@ -151,6 +150,7 @@ class Worker:
         limits: WriteLimits | None = None,
         coalescer: Coalescer | None = None,
         marks: MarkLog | None = None,
+        max_refreshes: int = 16,
     ) -> None:
         self.upstream = upstream or Embedder()
         self._engine = engine = Engine(
@@ -167,7 +167,6 @@ class Worker:
         self.fetching = TaskGroup()
         self.fetches = Fetches(self.entries, self.fetching, self.witness, coalescer)
         self.refreshes = engine.refreshes
-        self.most_refreshes = 16
         self.batches = Batches(
             self.entries,
             self.fetches,
@@ -175,12 +174,9 @@ class Worker:
             self.clock,
             self.witness,
             "p:",
-            self._refresh,
+            self.refreshes,
+            max_refreshes,
         )
-
-    def _refresh(self, asking: Asking, plan: Plan, wants: Sequence[Want]) -> bool:
-        most = self.most_refreshes
-        return self.refreshes.start_items(self.fetches, asking, plan, wants, most=most)
 
     def plan(self, given: Any, *headers: tuple[bytes, bytes], **members: Any) -> tuple[Plan, Items]:
         """A request for these inputs, planned."""

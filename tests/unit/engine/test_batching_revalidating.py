@@ -133,14 +133,15 @@ async def test_B15_a_refresh_that_fails_leaves_the_old_ones_and_pauses(worker: W
     assert told(await worker.ask(ITEMS), b"x-cache") == "HIT"
 
 
-async def test_B15_refreshes_of_batches_are_capped_and_counted(worker: Worker) -> None:
-    worker.most_refreshes = 1
+async def test_B15_refreshes_of_batches_are_capped_and_counted() -> None:
+    worker = await aged(Worker(rule=SWR, max_refreshes=1))
     await worker.ask(["a"] * 2)
     answer = await worker.ask(["bb"] * 2)
     assert told(answer, b"cache-status") == "magic-proxy; hit; ttl=-40"
     assert worker.refreshes.skipped == 1
     await turns()
     assert worker.upstream.sent == [["a"]]
+    await worker.stop()
 
 
 @pytest.mark.parametrize("said", [b"no-cache", b"max-age=1000"])

@@ -14,7 +14,7 @@ from proxy.engine.base import Answer
 from proxy.engine.batch import Batch
 from proxy.engine.item_asking import Asking
 from proxy.engine.write_behind import WriteLimits
-from proxy.errors import UpstreamUnreachable
+from proxy.errors import ClientDeadline, UpstreamUnreachable
 from tests.unit.engine.batch_kit import JSON, RULE, Embedder, Worker, floats, packed, parsed
 from tests.unit.engine.kit import FaultyStore, Said, told
 
@@ -385,3 +385,14 @@ async def test_B44_what_is_under_way_ends_with_the_worker(worker: Worker) -> Non
     results = await asyncio.gather(*asking, return_exceptions=True)
     assert all(isinstance(result, Exception) for result in results)
     assert len(worker.fetches) == 0
+
+
+async def test_B42_a_client_whose_own_deadline_is_over_has_gone() -> None:
+    worker = Worker(rule=replace(RULE, on_disconnect=OnDisconnect.CANCEL))
+    worker.upstream.gate = asyncio.Event()
+    (asked,) = await under_way(worker, ["a", "bb"], headers=((b"x-request-timeout", b"20ms"),))
+    with pytest.raises(ClientDeadline):
+        await asked
+    await turns()
+    assert (worker.upstream.under_way, len(worker.fetches)) == (0, 0)
+    await worker.stop()
