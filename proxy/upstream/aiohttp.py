@@ -23,7 +23,14 @@ from proxy.errors import (
 from proxy.upstream.aiohttp_upgraded import upgraded
 from proxy.upstream.base import UpstreamRequest, UpstreamResponse
 from proxy.upstream.config import UpstreamConfig
-from proxy.upstream.connection import Gate, is_status, least, no_status, socket_options, tls_context
+from proxy.upstream.connection import (
+    Places,
+    is_status,
+    least,
+    no_status,
+    socket_options,
+    tls_context,
+)
 from proxy.upstream.headers import end_to_end
 from proxy.upstream.upload import Upload
 
@@ -46,7 +53,7 @@ class AiohttpTransport:
         self._config = config
         needs_tls = config.base_url.startswith("https:")
         self._tls: ssl.SSLContext | None = tls_context(config) if needs_tls else None
-        self._gate = Gate(config.max_connections, config.timeouts.first_byte_seconds)
+        self._places = Places(config.max_connections, config.timeouts.first_byte_seconds)
         self._session: aiohttp.ClientSession | None = None
 
     async def send(self, request: UpstreamRequest) -> UpstreamResponse:
@@ -54,7 +61,7 @@ class AiohttpTransport:
         total = least(self._config.timeouts.total_seconds, request.budget_seconds)
         loop = asyncio.get_running_loop()
         deadline = None if total is None else loop.time() + total
-        leave = await self._gate.enter(total)
+        leave = await self._places.enter(total)
         try:
             response = await self._answered(request, deadline)
             if response.status == HTTPStatus.SWITCHING_PROTOCOLS:

@@ -58,7 +58,7 @@ def least(first: float | None, second: float | None) -> float | None:
     return min(first, second)
 
 
-class Gate:
+class Places:
     """At most `limit` requests at once; the others wait in line, first come first served."""
 
     def __init__(self, limit: int | None, patience_seconds: float | None) -> None:

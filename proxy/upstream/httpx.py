@@ -18,7 +18,14 @@ from proxy.errors import (
 from proxy.tasks import TaskGroup
 from proxy.upstream.base import UpstreamRequest, UpstreamResponse
 from proxy.upstream.config import UpstreamConfig
-from proxy.upstream.connection import Gate, is_status, least, no_status, socket_options, tls_context
+from proxy.upstream.connection import (
+    Places,
+    is_status,
+    least,
+    no_status,
+    socket_options,
+    tls_context,
+)
 from proxy.upstream.headers import end_to_end
 from proxy.upstream.upload import Upload
 
@@ -48,13 +55,13 @@ class HttpxTransport:
             socket_options=socket_options(),
         )
         self._tasks = TaskGroup()
-        self._gate = Gate(config.max_connections, config.timeouts.first_byte_seconds)
+        self._places = Places(config.max_connections, config.timeouts.first_byte_seconds)
 
     async def send(self, request: UpstreamRequest) -> UpstreamResponse:
         """Send, and return when the response's headers are there. Raises `UpstreamError`."""
         total = least(self._config.timeouts.total_seconds, request.budget_seconds)
         deadline = None if total is None else asyncio.get_running_loop().time() + total
-        leave = await self._gate.enter(total)
+        leave = await self._places.enter(total)
         try:
             timeouts: dict[str, float | None] = {
                 "connect": self._config.timeouts.connect_seconds,
