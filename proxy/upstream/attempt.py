@@ -38,6 +38,8 @@ from proxy.upstream.verdict import (
 
 # An error's body is short and comes with its headers; one that stalls is not waited for.
 _ERROR_BODY_SECONDS = 5.0
+# What is missing was the proxy's own: the time of all attempts runs before the first is sent.
+_NEARLY_ALL = 0.9
 # A longer body is looked through, and rewritten, in a thread.
 _INLINE_BYTES = 128 * 1024
 
@@ -142,7 +144,7 @@ class Attempts:
                 raise
         except UpstreamError as error:
             upstream.release(lease)
-            if had_full_time or not isinstance(error, UpstreamTimeout):
+            if error.connecting or had_full_time or not isinstance(error, UpstreamTimeout):
                 passage.failed(error.message, connecting=error.connecting)
             self._tell(upstream, error.error_code or "error")
             raise
@@ -205,7 +207,7 @@ class Attempts:
         """Whether a time-out says something of the upstream, not of those before it."""
         left = self.seconds_left
         own = least(config.timeouts.total_seconds, config.timeouts.first_byte_seconds)
-        return left is None or (own is not None and left >= own)
+        return left is None or (own is not None and left >= _NEARLY_ALL * own)
 
     def _tell(self, upstream: Upstream, result: str) -> None:
         if self._observer is not None:

@@ -1,10 +1,11 @@
 """Upstreams that answer by script, and one chain over all of them."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from proxy.core.wire import Headers, header
-from proxy.errors import UpstreamError, UpstreamProtocolError
+from proxy.errors import UpstreamError, UpstreamProtocolError, UpstreamUnreachable
 from proxy.upstream.base import Chain, Exchange, Outgoing, Profile, Transport, UpstreamRequest
 from proxy.upstream.config import KeySecret, UpstreamConfig
 from proxy.upstream.dispatch import UpstreamSet
@@ -33,6 +34,19 @@ class Answer:
 
     async def aclose(self) -> None:
         self.closed += 1
+
+
+@dataclass
+class Clinging(Answer):
+    """An answer that was read, and whose last closing does not end."""
+
+    clings: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        if self.closed > 1:
+            self.clings.set()
+            await asyncio.Event().wait()
 
 
 Step = Answer | UpstreamError | Callable[[UpstreamRequest], Answer]
@@ -77,8 +91,10 @@ def keys(*names: str) -> tuple[KeySecret, ...]:
 class World:
     """Upstreams by name with a scripted transport each, and one chain over all of them."""
 
-    def __init__(self, *configs: UpstreamConfig, strip: bool = False) -> None:
-        self.clock = FakeClock()
+    def __init__(
+        self, *configs: UpstreamConfig, strip: bool = False, clock: FakeClock | None = None
+    ) -> None:
+        self.clock = clock or FakeClock()
         self.transports = {config.name: Scripted() for config in configs}
         names = [config.name for config in configs]
         routes = {name: Route(Profile(name, name, model=f"{name}-model")) for name in names}
@@ -129,6 +145,12 @@ def up(name: str = "up", *names: str, **settings: object) -> UpstreamConfig:
 
 async def body_of(exchange: Exchange) -> bytes:
     return b"".join([chunk async for chunk in exchange.response.aiter_raw()])
+
+
+def refused_connection() -> UpstreamUnreachable:
+    error = UpstreamUnreachable("refused")
+    error.connecting = True
+    return error
 
 
 def limited(seconds: int | None = None, body: bytes = b"{}") -> Answer:

@@ -17,7 +17,17 @@ from proxy.errors import (
 from proxy.upstream.base import Outgoing, Timeouts, UpstreamRequest
 from proxy.upstream.budget import BudgetPolicy
 from proxy.upstream.circuit import NEVER_OPENS, CircuitPolicy
-from tests.unit.upstream.scripted import Answer, Step, World, body_of, limited, refused, up
+from tests.fakes import FakeClock
+from tests.unit.upstream.scripted import (
+    Answer,
+    Step,
+    World,
+    body_of,
+    limited,
+    refused,
+    refused_connection,
+    up,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -25,10 +35,7 @@ pytestmark = pytest.mark.anyio
 QUICK = CircuitPolicy(failure_rate=1.0, min_calls=4, connect_failures=2)
 
 
-def refused_connection() -> UpstreamUnreachable:
-    error = UpstreamUnreachable("refused")
-    error.connecting = True
-    return error
+NOT_AGAIN = ((b"x-should-retry", b"false"),)
 
 
 async def opened(world: World, step: Step | None = None, calls: int = 4) -> None:
@@ -80,6 +87,23 @@ async def test_B62_clients_that_go_away_do_not() -> None:
 
 async def test_B62_connections_that_fail_open_it_sooner() -> None:
     await opened(World(up(circuit=QUICK)), refused_connection(), calls=2)
+
+
+class TickingClock(FakeClock):
+    """As a real one: each reading is a little later."""
+
+    def monotonic(self) -> float:
+        self.advance(1e-6)
+        return super().monotonic()
+
+
+@pytest.mark.parametrize("first_byte_seconds", [600.0, 60.0, None])
+async def test_B62_time_outs_count_also_where_the_total_is_the_shortest(
+    first_byte_seconds: float | None,
+) -> None:
+    timeouts = Timeouts(total_seconds=60.0, first_byte_seconds=first_byte_seconds)
+    world = World(up(circuit=QUICK, timeouts=timeouts), clock=TickingClock())
+    await opened(world, UpstreamTimeout("late"))
 
 
 async def test_an_open_circuit_is_a_503_with_the_time_to_come_again() -> None:
@@ -177,7 +201,14 @@ async def test_a_probe_without_a_key_leaves_the_way_to_the_next() -> None:
     assert world.set.circuit_states() == {"up": CircuitState.CLOSED}, "a limit is an answer"
 
 
-async def test_a_time_out_in_time_that_others_left_over_says_nothing_of_an_upstream() -> None:
+@pytest.mark.parametrize(
+    ("connecting", "state"), [(False, CircuitState.CLOSED), (True, CircuitState.OPEN)]
+)
+async def test_B62_a_time_out_in_time_that_others_left_over_says_nothing_but_of_connecting(
+    connecting: bool, state: CircuitState
+) -> None:
+    late = UpstreamTimeout("late")
+    late.connecting = connecting
     world = World(
         up("up", timeouts=Timeouts(total_seconds=30.0)),
         up(
@@ -193,10 +224,10 @@ async def test_a_time_out_in_time_that_others_left_over_says_nothing_of_an_upstr
         return Answer(500)
 
     world.on("up", any=[slow])
-    world.on("back", any=[UpstreamTimeout("late")])
+    world.on("back", any=[late])
     for _ in range(8):
         await world.ok()
-    assert world.set.circuit_states()["back"] is CircuitState.CLOSED
+    assert world.set.circuit_states()["back"] is state
 
 
 async def test_each_change_is_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
