@@ -32,12 +32,13 @@ class RetryBudget:
         """A request is sent for the first time."""
         self._calls.add(now, marked=False)
 
-    def take(self, now: float) -> bool:
-        """Whether one more may be sent again; it is counted as sent."""
+    def has_more(self, now: float) -> bool:
+        """Whether one more may be sent again."""
         calls, retries = self._calls.totals(now)
         policy = self.policy
         most = policy.share * (calls - retries) + policy.per_second * _WINDOW_SECONDS
-        if retries + 1 > most:
-            return False
+        return retries + 1 <= most
+
+    def retried(self, now: float) -> None:
+        """One is sent again."""
         self._calls.add(now, marked=True)
-        return True

@@ -94,18 +94,29 @@ class Course:
                 self._met.add(profile.name)
                 turn = _Turn(profile, self._upstreams[profile.upstream])
                 if (exchange := await self._through(turn)) is not None:
-                    await self._last_word.drop()
-                    return exchange
+                    return await self._better(exchange)
             return self._last_word.say()
         except BaseException:  # cancellation too: the held answer has a connection and a key
             await self._last_word.drop()
             raise
+
+    async def _better(self, exchange: Exchange) -> Exchange:
+        """This one, in place of what was held."""
+        try:
+            await self._last_word.drop()
+        except BaseException:  # cancellation too: nobody else has this response
+            await exchange.response.aclose()
+            raise
+        return exchange
 
     async def _through(self, turn: _Turn) -> Exchange | None:
         """Try one profile when it is this request's turn; None where the next one is to come."""
         gate = turn.upstream.gate
         if gate is None:
             return await self._tried(turn)
+        if turn.upstream.guard.seconds_to_probe > 0.0:  # else it waits in line for nothing
+            self._was_open(turn.upstream)
+            return None
         try:
             slot = await gate.enter(self._attempts.party, self._attempts.seconds_left)
         except UpstreamBusy as error:
@@ -131,20 +142,20 @@ class Course:
         while self._may_attempt(turn):
             passage = upstream.guard.admit()
             if passage is None:
-                self._withhold(upstream, "circuit-open")
-                self._last_word.was_open(upstream)
+                self._was_open(upstream)
                 return None
             with passage:
+                if turn.owes and not upstream.guard.may_retry:
+                    self._withhold(upstream, "retry-budget")
+                    return None
                 lease = None
                 if upstream.pool is not None:
                     lease = await self._lease(turn)
                     if lease is None:
                         self._last_word.had_no_key(upstream)
                         return None
-                if turn.owes and not upstream.guard.may_retry():
-                    upstream.release(lease)
-                    self._withhold(upstream, "retry-budget")
-                    return None
+                if turn.owes:
+                    upstream.guard.retried()
                 turn.owes = False
                 result = await self._attempt(turn, lease, passage)
             if isinstance(result, Answered) and result.is_final:
@@ -246,6 +257,10 @@ class Course:
             spent=answered.spent,
             shown_as=shown if self._shows_names else None,
         )
+
+    def _was_open(self, upstream: Upstream) -> None:
+        self._withhold(upstream, "circuit-open")
+        self._last_word.was_open(upstream)
 
     def _withhold(self, upstream: Upstream, reason: str) -> None:
         if self._observer is not None:

@@ -33,9 +33,14 @@ class Guard:
         """A request is sent to this upstream for the first time."""
         self._budget.asked(self._clock.monotonic())
 
+    @property
     def may_retry(self) -> bool:
-        """Whether the budget has one more retry, which it then counts as made."""
-        return self._budget.take(self._clock.monotonic())
+        """Whether the budget has one more retry."""
+        return self._budget.has_more(self._clock.monotonic())
+
+    def retried(self) -> None:
+        """A request is sent once more because this upstream failed."""
+        self._budget.retried(self._clock.monotonic())
 
     @property
     def seconds_to_probe(self) -> float:

@@ -204,6 +204,10 @@ class KeyPool:
             for key in self._keys.values()
         )
 
+    def is_short(self, now: float) -> bool:
+        """True where some of the keys rest, are retired, or used up."""
+        return any(not key.is_available(now) for key in self._keys.values())
+
     def states(self, now: float) -> tuple[KeyStatus, ...]:
         """Every key, in the order of the settings."""
         return tuple(key.status(now) for key in self._keys.values())

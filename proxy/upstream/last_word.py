@@ -31,9 +31,10 @@ class LastWord:
 
     async def hold(self, exchange: Exchange, verdict: Verdict, upstream: Upstream) -> None:
         """Keep this answer instead of what was kept before."""
-        await self.drop()
-        self._held = _Held(exchange, verdict, upstream)
+        before, self._held = self._held, _Held(exchange, verdict, upstream)
         self._error = None
+        if before is not None:
+            await before.exchange.response.aclose()
 
     async def drop(self) -> None:
         """Let go of what is kept."""

@@ -106,6 +106,11 @@ class PooledKey:
             return False
         return self.state is not KeyState.RETIRED or (self.probe_at <= now and not self.probing)
 
+    def is_available(self, now: float) -> bool:
+        """True where its `status` is that it is; costs less to ask."""
+        is_out = self.state is KeyState.RETIRED or self.cool_until > now
+        return not is_out and self.allowance.wait(Need(), now) <= 0.0
+
     def change(
         self, after: KeyState, reason: str, now: float, seconds: float | None = None
     ) -> Transition:

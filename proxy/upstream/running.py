@@ -13,7 +13,6 @@ from proxy.upstream.guard import Guard
 from proxy.upstream.key_lines import tell
 from proxy.upstream.keypool import KeyPool, Lease
 from proxy.upstream.limits_told import told_limits
-from proxy.upstream.pooled_key import KeyState
 from proxy.upstream.verdict import Verdict
 
 
@@ -81,7 +80,4 @@ class Upstream:
     @property
     def is_short_of_keys(self) -> bool:
         """True where some of the keys rest or are retired."""
-        return self.pool is not None and any(
-            status.state is not KeyState.AVAILABLE
-            for status in self.pool.states(self.clock.monotonic())
-        )
+        return self.pool is not None and self.pool.is_short(self.clock.monotonic())

@@ -320,6 +320,26 @@ async def test_B63_a_spent_budget_does_not_keep_from_another_profile() -> None:
     assert transport.used == ["a"]
 
 
+async def test_B63_a_retry_that_is_not_made_takes_no_key() -> None:
+    world = World(up("up", "a", "b", retry_budget=BudgetPolicy(share=0.0, per_second=0.0)))
+    world.on(any=[Answer(503)])
+    await world.ok()
+    assert [key.uses for key in world.set.key_states()["up"]] == [1, 0]
+
+
+async def test_B63_a_retry_for_which_there_is_no_key_takes_none_of_the_budget() -> None:
+    one = BudgetPolicy(share=0.0, per_second=0.1)
+    world = World(up("up", "a", "b", retry_budget=one))
+    world.on(a=[limited(2), Answer(503)], b=[Answer(), Answer(503, headers=NOT_AGAIN)])
+    await world.ok()
+    await world.ok()
+    world.clock.advance(3.0)
+    transport = world.transports["up"]
+    before = len(transport.requests)
+    await world.ok()
+    assert sorted(transport.used[before:]) == ["a", "b"]
+
+
 @pytest.mark.parametrize("refusal", [limited(30), refused()], ids=["limited", "refused"])
 async def test_B63_another_key_after_one_that_was_refused_costs_no_budget(refusal: Answer) -> None:
     world = World(up("up", "a", "b", retry_budget=BudgetPolicy(share=0.0, per_second=0.0)))

@@ -5,10 +5,21 @@ from dataclasses import replace
 
 import pytest
 
-from proxy.errors import UpstreamBusy, UpstreamUnreachable
+from proxy.errors import CircuitOpen, UpstreamBusy, UpstreamUnreachable
+from proxy.upstream.circuit import CircuitPolicy
+from proxy.upstream.classify import LONGEST_BODY
 from proxy.upstream.gate import GateState
 from proxy.upstream.queueing import QueuePolicy
-from tests.unit.upstream.scripted import Answer, World, body_of, chat, limited, up
+from tests.unit.upstream.scripted import (
+    Answer,
+    Clinging,
+    World,
+    body_of,
+    chat,
+    limited,
+    refused_connection,
+    up,
+)
 from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -55,6 +66,52 @@ async def test_the_next_profile_is_asked_where_the_first_is_full() -> None:
     await world.send()
     exchange = await world.ok()
     assert (exchange.upstream, exchange.fallback) == ("other", True)
+
+
+async def test_B63_nobody_waits_in_line_for_an_upstream_whose_circuit_is_open() -> None:
+    two, circuit = replace(ONE, max_concurrent=2), CircuitPolicy(connect_failures=1)
+    before = World(up(queue=two, circuit=circuit))
+    exchange = await before.send()
+    before.on(any=[refused_connection()])
+    with pytest.raises(UpstreamUnreachable):
+        await before.send()
+    world = World(up(queue=ONE, circuit=circuit))  # the one slot is taken
+    world.set.take_over(before.set)
+    with pytest.raises(CircuitOpen):
+        await world.send()
+    before.clock.advance(2.0)
+    with pytest.raises(UpstreamBusy):
+        await world.send()
+    await exchange.response.aclose()
+    await world.ok()  # who was sent away did not take the probe along
+
+
+async def test_B62_a_good_answer_is_let_go_of_where_its_request_is_cancelled_just_then() -> None:
+    world = World(up(), up("other", "k", queue=ONE))
+    bad, good = Clinging(500), Answer()
+    world.on(any=[bad])
+    world.on("other", any=[good])
+    sending = asyncio.ensure_future(world.send())
+    await bad.clings.wait()
+    sending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+    assert good.closed == 1
+    assert world.in_flight() == 0
+    assert world.set.gate_states() == {"other": GateState(0, 0)}
+
+
+async def test_B62_so_is_a_bad_one_that_was_to_take_the_place_of_another() -> None:
+    world = World(up(), up("other"), up("third"))
+    bad, worse = Clinging(500), Answer(500, b"x" * (LONGEST_BODY + 1))
+    world.on(any=[bad])
+    world.on("other", any=[worse])
+    sending = asyncio.ensure_future(world.send())
+    await bad.clings.wait()
+    sending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+    assert worse.closed == 1
 
 
 async def test_parties_take_turns() -> None:

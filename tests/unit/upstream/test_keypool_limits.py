@@ -363,6 +363,11 @@ class LimitedPool(RuleBasedStateMachine):
             assert status.in_flight == expected[status.fingerprint]
 
     @invariant()
+    def it_is_short_where_a_key_is_told_to_be_out(self) -> None:
+        states = {status.state for status in self.pool.states(self.now)}
+        assert self.pool.is_short(self.now) == (states != {KeyState.AVAILABLE})
+
+    @invariant()
     def a_wait_that_is_told_comes_to_an_end(self) -> None:
         if self.pool.exhausted(self.now):
             soonest = self.pool.soonest(self.now)
