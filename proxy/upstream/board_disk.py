@@ -52,7 +52,8 @@ _USED: Final = (
 _USED_BEFORE: Final = "DELETE FROM key_uses WHERE told_at NOT BETWEEN ? AND ?"
 _USE_NUMBER: Final = "SELECT coalesce(max(id), 0) FROM key_uses"
 _USED_SINCE: Final = (
-    "SELECT name, requests, tokens FROM key_uses WHERE id > ? AND origin != ? ORDER BY id"
+    "SELECT name, requests, tokens FROM key_uses "
+    "WHERE id > ? AND origin != ? AND told_at BETWEEN ? AND ? ORDER BY id"
 )
 
 
@@ -93,7 +94,10 @@ class DiskKeyBoard:
     async def read(self, *, whole: bool) -> Read:
         seen, seen_use, now = self._seen, self._seen_use, self._clock.wall()
         (number, posts), (number_use, uses) = await self._ask(
-            lambda file: (_read(file, seen, now, whole=whole), _uses(file, seen_use, self._origin))
+            lambda file: (
+                _read(file, seen, now, whole=whole),
+                _uses(file, seen_use, self._origin, now),
+            )
         )
         self._seen, self._seen_use = number, number_use
         return Read(posts, lost=number < seen, uses=added(uses))
@@ -170,20 +174,30 @@ def _read(
 def _tell(file: sqlite3.Connection, uses: Uses, origin: str, now: float) -> None:
     file.execute("BEGIN IMMEDIATE")
     file.execute(_USES)
-    file.execute(_USED_BEFORE, (now - WINDOW_SECONDS, now + WINDOW_SECONDS))
+    file.execute(_USED_BEFORE, _window(now))
     rows = [(now, origin, name, use.requests, use.tokens) for name, use in uses.items()]
     file.executemany(_USED, rows)
     file.execute("COMMIT")
 
 
-def _uses(file: sqlite3.Connection, seen: int, own: str) -> tuple[int, list[tuple[str, Use]]]:
-    """The highest number, and what others told since the one that was seen."""
+def _uses(
+    file: sqlite3.Connection, seen: int, own: str, now: float
+) -> tuple[int, list[tuple[str, Use]]]:
+    """The highest number, and what others told since the one that was seen.
+
+    What is over counts no more, also where nobody has told anything since, and so swept it out.
+    """
     if file.execute(_IS_THERE, ("key_uses",)).fetchone() is None:
         return 0, []
     (number,) = file.execute(_USE_NUMBER).fetchone()
     # Lower where all that was seen is gone, or the table was lost: what is there is new.
-    rows = file.execute(_USED_SINCE, (seen if number >= seen else 0, own))
+    rows = file.execute(_USED_SINCE, (seen if number >= seen else 0, own, *_window(now)))
     return number, [(name, Use(requests, tokens)) for name, requests, tokens in rows]
+
+
+def _window(now: float) -> tuple[float, float]:
+    """Between which times it counts; what is later was told before the clock stepped back."""
+    return now - WINDOW_SECONDS, now + WINDOW_SECONDS
 
 
 def _left(until: float, posted_at: float, now: float) -> float:

@@ -265,6 +265,18 @@ async def test_B62_what_was_used_is_forgotten_with_the_table_and_told_anew(
     await medium.close()
 
 
+@pytest.mark.parametrize("seconds", [36_000.0, -36_000.0], ids=["over", "a clock stepped back"])
+async def test_B62_a_process_that_starts_does_not_count_what_is_not_of_this_minute(
+    tmp_path: Path, seconds: float
+) -> None:
+    medium = Medium("disk", tmp_path / "cache.sqlite3", None)
+    await (await medium.board()).tell({K: Use(500, 9)})
+    medium.clock.set_wall(medium.clock.wall() + seconds)
+    late = await medium.board()
+    assert (await late.read(whole=True)).uses == {}
+    await medium.close()
+
+
 async def test_closed_it_says_so(medium: Medium) -> None:
     board = await medium.board()
     await board.close()
