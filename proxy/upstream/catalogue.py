@@ -1,7 +1,7 @@
 """The upstreams as reads of resources see them: with one list of models, where that is merged."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 from urllib.parse import quote, unquote
@@ -11,12 +11,15 @@ import orjson
 from proxy.core.catalogue import Listing, Model, merged_list, model_object, models_in
 from proxy.core.coding import UnreadableCoding, decoder
 from proxy.core.wire import Headers, header
-from proxy.errors import UpstreamError, UpstreamProtocolError
+from proxy.errors import UpstreamError, UpstreamProtocolError, UpstreamTimeout
 from proxy.upstream.base import Chain, Exchange, Forwarder, Outgoing, Profile, UpstreamResponse
 
 _LIST: Final = "/models"
 _LONGEST_BODY: Final = 8 * 1024 * 1024
 _OK: Final = 200
+# For upstreams whose lists only add to what is listed here: people wait for this list, and one that
+# hangs must not hold it for as long as a completion may take.
+_OTHERS_SECONDS: Final = 5.0
 # It has no list, or tells of no single model: what is listed here stands all the same.
 _NO_LIST: Final = frozenset({404, 405})
 
@@ -26,13 +29,24 @@ class Catalogue:
 
     The merged list needs the list of the upstream that it is open to: what that answers instead,
     such as that it does not know the credential, is the answer. Lists of others add what they tell
-    of the models named here; a list that lacks one of them is marked as a fallback, and so is not
-    kept for long.
+    of the models named here, if they come within `others_seconds`; a list that lacks one of them is
+    marked as a fallback, and so is not kept for long.
+
+    A client's own credential goes to the default upstream alone, which it is meant for. Of others
+    that would get it (they have no keys) no list is taken.
     """
 
-    def __init__(self, forwarder: Forwarder, listing: Listing | None) -> None:
+    def __init__(
+        self,
+        forwarder: Forwarder,
+        listing: Listing | None,
+        *,
+        others_seconds: float = _OTHERS_SECONDS,
+    ) -> None:
         self._forwarder = forwarder
         self._listing = listing
+        self._others_seconds = others_seconds
+        self._whom = Chain("", () if listing is None else tuple(self._asked(listing)))
 
     def merges(self, path: str) -> bool:
         """Whether the answer for this path, after the API root, is made here."""
@@ -43,8 +57,7 @@ class Catalogue:
         if self._listing is None or not self.merges(path):
             return self._forwarder.resolve(None)
         if path == _LIST:
-            names = self._listing.upstreams
-            return Chain("", tuple(Profile(name=name, upstream=name) for name in names))
+            return self._whom
         chain = self._forwarder.resolve(_model_id(path))
         return Chain(chain.model, chain.profiles[:1])
 
@@ -75,9 +88,23 @@ class Catalogue:
     async def aclose(self) -> None:
         """Nothing of its own is open."""
 
+    def _asked(self, listing: Listing) -> Iterator[Profile]:
+        """The upstreams whose lists are taken."""
+        default = {profile.upstream for profile in self._forwarder.resolve(None).profiles}
+        for name in listing.upstreams:
+            profile = Profile(name=name, upstream=name)
+            gets_credential = self._forwarder.uses_client_credentials(Chain("", (profile,)))
+            if name in default or not gets_credential:
+                yield profile
+
     async def _list(self, listing: Listing, chain: Chain, outgoing: Outgoing) -> Exchange:
         asked = _plain(outgoing)
-        told = await asyncio.gather(*(self._models(profile, asked) for profile in chain.profiles))
+        told = await asyncio.gather(
+            *(
+                self._models(profile, asked, is_needed=profile.upstream == listing.open_to)
+                for profile in chain.profiles
+            )
+        )
         by_upstream = {
             profile.upstream: each for profile, each in zip(chain.profiles, told, strict=True)
         }
@@ -93,13 +120,16 @@ class Catalogue:
             answered = Exchange(_composed(b""), upstream, upstream)
         return replace(answered, response=_composed(body), fallback=is_partial)
 
-    async def _models(self, profile: Profile, outgoing: Outgoing) -> "_Told":
+    async def _models(self, profile: Profile, outgoing: Outgoing, *, is_needed: bool) -> "_Told":
         """What an upstream tells: no models where it has no list."""
         try:
-            exchange = await self._forwarder.send(Chain("", (profile,)), outgoing)
-            exchange, body = await _read(exchange)
+            async with asyncio.timeout(None if is_needed else self._others_seconds):
+                exchange = await self._forwarder.send(Chain("", (profile,)), outgoing)
+                exchange, body = await _read(exchange)
         except UpstreamError as error:
             return _Told(error=error)
+        except TimeoutError:
+            return _Told(error=UpstreamTimeout("The upstream's list of models took too long."))
         if exchange.response.status in _NO_LIST:
             return _Told(exchange, [])
         return _Told(exchange, models_in(body) if exchange.response.status == _OK else None)
