@@ -194,6 +194,9 @@ class UpstreamError(ProxyError):
     connecting: bool = False
     """True where it failed before there was a connection: nothing was sent."""
 
+    may_be_done: bool = True
+    """False where no upstream can have done anything of what was asked."""
+
 
 class UpstreamFailing(UpstreamError):
     """It answered that it fails; raised only where a stale entry is served instead."""

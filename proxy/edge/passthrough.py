@@ -15,9 +15,9 @@ from proxy.edge.disconnect import Upload, disconnected, while_connected
 from proxy.edge.http_protocol import NAMES, BoundedProtocol
 from proxy.edge.responses import early_error, send_answer, send_stream
 from proxy.engine.patience import Patience
-from proxy.errors import ProxyError, RequestError
+from proxy.errors import ProxyError, RequestError, UpstreamError
 from proxy.runtime import Runtime, Snapshot
-from proxy.upstream.base import Outgoing, UpstreamResponse
+from proxy.upstream.base import Exchange, Outgoing, UpstreamResponse
 
 ENDPOINT = "other"
 
@@ -116,7 +116,7 @@ class PassThrough:
         uploads = outgoing.body is not None
         patience = Patience(outgoing.headers, self._runtime.clock, started, uploads=uploads)
         async with patience.beginning():
-            exchange = await snapshot.forwarder.send(snapshot.forwarder.resolve(None), outgoing)
+            exchange = await self._sent(snapshot, outgoing)
         response = exchange.response
         try:
             await snapshot.resources.written(outgoing.method, outgoing.path, response.status)
@@ -137,6 +137,16 @@ class PassThrough:
             request_id=shown_request_id(response.headers) or gone.request_id,
             complete=complete,
         )
+
+    async def _sent(self, snapshot: Snapshot, outgoing: Outgoing) -> Exchange:
+        """The default upstream's answer; a write without one may have been done all the same."""
+        chain = snapshot.forwarder.resolve(None)
+        try:
+            return await snapshot.forwarder.send(chain, outgoing)
+        except BaseException as error:  # cancellation too: the upstream has what it has
+            if not isinstance(error, UpstreamError) or error.may_be_done:
+                await snapshot.resources.written(outgoing.method, outgoing.path, None)
+            raise
 
 
 def as_written(scope: Scope, headers: Headers) -> Headers | None:

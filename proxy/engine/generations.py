@@ -8,7 +8,7 @@ a purge stamps too small a number, so that its entries are purged too much, neve
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final
 
 from proxy.clock import Clock
@@ -96,12 +96,22 @@ class Generations:
         Raises StoreUnavailable where the log did not take it: then it is in force here, and the log
         gets it later. A caller that goes away stops nothing.
         """
-        mark = Mark(_UNNUMBERED, selector, soft, stored_before)
-        adding = self._tasks.start(self._add(mark), name="purge", awaited=True)
-        outcome: Mark | StoreUnavailable = await asyncio.shield(adding)
+        adding = self._begin(Mark(_UNNUMBERED, selector, soft, stored_before))
+        outcome = await asyncio.shield(adding)
         if isinstance(outcome, StoreUnavailable):
             raise outcome
         return outcome
+
+    async def add_all(self, selectors: Iterable[Selector]) -> None:
+        """Purge what fits any of them, all at once: it is in force here when this returns.
+
+        What the log did not take it gets later. A caller that goes away stops nothing.
+        """
+        adding = [self._begin(Mark(_UNNUMBERED, selector)) for selector in selectors]
+        if adding:
+            await asyncio.wait(adding)
+        for each in adding:
+            each.result()
 
     async def told(self, mark: Mark) -> None:
         """Have in force what a worker beside this one purged, when this returns."""
@@ -177,6 +187,9 @@ class Generations:
             lost = uncovered(mine, held)
         if lost:
             await self._log.keep(lost)
+
+    def _begin(self, mark: Mark) -> "asyncio.Task[Mark | StoreUnavailable]":
+        return self._tasks.start(self._add(mark), name="purge", awaited=True)
 
     async def _add(self, mark: Mark) -> Mark | StoreUnavailable:
         outcome: Mark | StoreUnavailable

@@ -1,7 +1,5 @@
 """Resources: GETs that are answered from the cache, and the writes that make them out of date."""
 
-import logging
-
 from proxy.clock import Clock
 from proxy.core.control import client_control
 from proxy.core.replay import AS_STORED
@@ -19,12 +17,10 @@ from proxy.engine.base import Answer, Call
 from proxy.engine.generations import Generations
 from proxy.engine.plan import Plan, scope_of
 from proxy.engine.service import CacheService
-from proxy.errors import StoreUnavailable
 from proxy.upstream.base import ResourceForwarder
 
-log = logging.getLogger("magic_proxy.resources")
-
-_FIRST_REDIRECT = 300
+# The upstream refused the request, and did nothing of it.
+_REFUSALS = range(400, 500)
 
 
 class Resources:
@@ -81,15 +77,12 @@ class Resources:
         )
         return await self._service.finish(plan)
 
-    async def written(self, method: str, path: str, status: int) -> None:
-        """A write was answered so: what it makes out of date is not served any more."""
-        if status >= _FIRST_REDIRECT:
+    async def written(self, method: str, path: str, status: int | None) -> None:
+        """A write was answered so: what it made out of date is not served any more.
+
+        Nor is what it may have made so, where it failed half-way or nobody knows (None).
+        """
+        if status in _REFUSALS:
             return
-        for tag in self._resources.outdated_by(method, self._root + path):
-            try:
-                await self._generations.add(Selector(tag=tag))
-            except StoreUnavailable as error:
-                log.warning(
-                    "what a write made out of date is known in this process alone (%s)",
-                    error.message,
-                )
+        tags = self._resources.outdated_by(method, self._root + path)
+        await self._generations.add_all(Selector(tag=tag) for tag in tags)

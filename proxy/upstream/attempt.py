@@ -85,6 +85,8 @@ class Attempts:
         observer: AttemptObserver | None,
     ) -> None:
         self.count = 0
+        # An upstream failed over the request, and nobody knows how far it had come.
+        self.may_be_done = False
         self._outgoing = outgoing
         self._clock = clock
         self._strip = strip_credentials
@@ -144,6 +146,7 @@ class Attempts:
                 raise
         except UpstreamError as error:
             upstream.release(lease)
+            self.may_be_done = self.may_be_done or not error.connecting
             if error.connecting or had_full_time or not isinstance(error, UpstreamTimeout):
                 passage.failed(error.message, connecting=error.connecting)
             self._tell(upstream, error.error_code or "error")
@@ -174,6 +177,7 @@ class Attempts:
         wall = self._clock.wall()
         verdict = classify(status, headers, b"", wall)
         if isinstance(verdict, UpstreamFault):
+            self.may_be_done = True
             passage.failed(verdict.reason)
         else:
             passage.answered()

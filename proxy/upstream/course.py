@@ -96,7 +96,9 @@ class Course:
                 if (exchange := await self._through(turn)) is not None:
                     return await self._better(exchange)
             return self._last_word.say()
-        except BaseException:  # cancellation too: the held answer has a connection and a key
+        except BaseException as error:  # cancellation too: the held answer has connection and key
+            if isinstance(error, UpstreamError):
+                error.may_be_done = self._attempts.may_be_done
             await self._last_word.drop()
             raise
 

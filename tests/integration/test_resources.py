@@ -225,12 +225,35 @@ def test_a_write_makes_the_resource_and_its_collection_out_of_date_at_once(
     assert x_cache(read("/assistants/asst_2")) == "HIT"
 
 
-def test_a_write_that_failed_changes_nothing(read: Reader, site: Site) -> None:
+@pytest.mark.parametrize("status", [400, 404, 409, 429])
+def test_a_write_that_was_refused_changes_nothing(read: Reader, site: Site, status: int) -> None:
     site.standin.app.script(tells(1), path=ONE)
     read(ONE)
-    site.standin.app.script(server_error(500), when=lambda request: request.method == "POST")
-    assert read(ONE, "POST", json={}).status_code == 500
+    site.standin.app.script(server_error(status), when=lambda request: request.method == "POST")
+    assert read(ONE, "POST", json={}).status_code == status
     assert x_cache(read(ONE)) == "HIT"
+
+
+@pytest.mark.parametrize(
+    ("script", "status"),
+    [
+        (Script(status=303, headers=(("location", "/v1/elsewhere"),)), 303),
+        (server_error(500), 500),
+        (Script(close_before_answer=True), 502),
+        (tells(2, hold="for ever"), 504),  # the client's own deadline is over
+    ],
+    ids=["elsewhere", "failed", "no answer", "given up"],
+)
+def test_a_write_that_may_have_been_done_makes_its_resource_out_of_date(
+    read: Reader, site: Site, script: Script, status: int
+) -> None:
+    site.standin.app.script(script, times=None, when=lambda request: request.method == "DELETE")
+    for path in (ONE, "/assistants"):
+        site.standin.app.script(tells(1), times=None, path=path)
+        read(path)
+    deadline = {"x-request-timeout": "300ms"} if script.hold else {}
+    assert read(ONE, "DELETE", headers=deadline).status_code == status
+    assert [detail(read(path)) for path in (ONE, "/assistants")] == ["purged"] * 2
 
 
 def test_a_deletion_takes_what_lies_below_with_it(read: Reader, site: Site) -> None:

@@ -69,6 +69,7 @@ class FakeLog:
         self.mistake: Exception | None = None
         self.gate: asyncio.Event | None = None
         self.reads = 0
+        self.asked: list[Selector] = []
         self.adding = asyncio.Event()
         self._seen = 0
         self._whole = True
@@ -79,6 +80,7 @@ class FakeLog:
     async def add(
         self, selector: Selector, *, soft: bool, stored_before: float | None, known: int
     ) -> Mark:
+        self.asked.append(selector)
         self.adding.set()
         await self._met()
         last = max((mark.number for mark in self.shared.marks), default=0)
@@ -198,6 +200,30 @@ async def test_B54_a_purge_is_in_force_when_it_returns(worker: NewWorker) -> Non
     assert one.verdict(before) is Verdict.GONE
     assert one.verdict(aside) is Verdict.LIVE
     assert one.verdict(one.stored_now("a")) is Verdict.LIVE
+
+
+async def test_B54_several_purges_are_made_at_once_whoever_goes_away(worker: NewWorker) -> None:
+    one = await opened(worker())
+    entries = [one.stored_now("a"), one.stored_now("b")]
+    one.log.gate = asyncio.Event()
+    adding = asyncio.ensure_future(one.generations.add_all([A, B]))
+    await until(lambda: one.log.asked == [A, B])
+    adding.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await adding
+    one.log.gate.set()
+    await until(lambda: all(one.verdict(entry) is Verdict.GONE for entry in entries))
+
+
+async def test_B54_several_purges_that_the_log_does_not_take_are_in_force_and_one_line(
+    worker: NewWorker, lines: Callable[[], list[str]]
+) -> None:
+    one = await opened(worker())
+    entries = [one.stored_now("a"), one.stored_now("b")]
+    one.log.down = True
+    await one.generations.add_all([A, B])
+    assert [one.verdict(entry) for entry in entries] == [Verdict.GONE] * 2
+    assert len(lines()) == 1
 
 
 async def test_B54_soft_and_by_age(worker: NewWorker) -> None:

@@ -5,13 +5,22 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from proxy.errors import UpstreamProtocolError, UpstreamUnreachable
+from proxy.errors import UpstreamError, UpstreamProtocolError, UpstreamTimeout, UpstreamUnreachable
 from proxy.upstream.base import Outgoing, UpstreamRequest
 from proxy.upstream.dispatch import UpstreamSet
 from proxy.upstream.pooled_key import KeyState
 from proxy.upstream.router import Router
 from tests.fakes import FakeClock
-from tests.unit.upstream.scripted import Answer, Step, World, body_of, limited, up
+from tests.unit.upstream.scripted import (
+    Answer,
+    Step,
+    World,
+    body_of,
+    limited,
+    refused,
+    refused_connection,
+    up,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -34,6 +43,26 @@ async def test_B63_work_that_was_refused_is_asked_of_the_next_key() -> None:
     transport = world.on(a=[limited(5)])
     await world.ok(Outgoing("POST", "/fine_tuning/jobs", "", (), b"{}"))
     assert transport.used == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "may_be_done"),
+    [
+        (refused_connection(), refused_connection(), False),
+        (refused(), refused(), False),
+        (UpstreamUnreachable("reset"), refused_connection(), True),
+        (UpstreamTimeout("late"), Answer(), True),
+    ],
+    ids=["nobody there", "refused", "reset", "late"],
+)
+async def test_an_error_says_whether_the_work_may_have_been_done(
+    first: Step, second: Step, may_be_done: bool
+) -> None:
+    world = World(up("up", "a", "b"))
+    world.on(a=[first], b=[second])
+    with pytest.raises(UpstreamError) as raised:
+        await world.send(Outgoing("DELETE", "/assistants/a", "", ()))
+    assert raised.value.may_be_done is may_be_done
 
 
 async def source() -> AsyncIterator[bytes]:

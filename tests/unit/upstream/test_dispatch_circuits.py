@@ -114,6 +114,7 @@ async def test_an_open_circuit_is_a_503_with_the_time_to_come_again() -> None:
     assert (caught.value.status, caught.value.error_code) == (503, "upstream_circuit_open")
     assert caught.value.retry_after_seconds is not None
     assert 0.0 < caught.value.retry_after_seconds <= 1.2
+    assert not caught.value.may_be_done
     assert len(world.transports["up"].requests) == 4
 
 

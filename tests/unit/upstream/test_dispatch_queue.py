@@ -31,8 +31,9 @@ async def test_a_slot_is_held_until_the_answer_is_closed() -> None:
     world = World(up(queue=ONE))
     exchange = await world.send()
     assert world.set.gate_states() == {"up": GateState(1, 0)}
-    with pytest.raises(UpstreamBusy):
+    with pytest.raises(UpstreamBusy) as raised:
         await world.send()
+    assert not raised.value.may_be_done
     assert len(world.transports["up"].requests) == 1
     await body_of(exchange)
     await exchange.response.aclose()
