@@ -87,16 +87,20 @@ async def test_B63_nobody_waits_in_line_for_an_upstream_whose_circuit_is_open() 
     await world.ok()  # who was sent away did not take the probe along
 
 
+async def cancelled_while_closing(world: World, answer: Clinging) -> None:
+    sending = asyncio.ensure_future(world.send())
+    await answer.clings.wait()
+    sending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+
+
 async def test_B62_a_good_answer_is_let_go_of_where_its_request_is_cancelled_just_then() -> None:
     world = World(up(), up("other", "k", queue=ONE))
     bad, good = Clinging(500), Answer()
     world.on(any=[bad])
     world.on("other", any=[good])
-    sending = asyncio.ensure_future(world.send())
-    await bad.clings.wait()
-    sending.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await sending
+    await cancelled_while_closing(world, bad)
     assert good.closed == 1
     assert world.in_flight() == 0
     assert world.set.gate_states() == {"other": GateState(0, 0)}
@@ -107,11 +111,7 @@ async def test_B62_so_is_a_bad_one_that_was_to_take_the_place_of_another() -> No
     bad, worse = Clinging(500), Answer(500, b"x" * (LONGEST_BODY + 1))
     world.on(any=[bad])
     world.on("other", any=[worse])
-    sending = asyncio.ensure_future(world.send())
-    await bad.clings.wait()
-    sending.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await sending
+    await cancelled_while_closing(world, bad)
     assert worse.closed == 1
 
 
