@@ -69,6 +69,9 @@ class Edge:
         await receive()
         await self.runtime.start()
         await send({"type": "lifespan.startup.complete"})
+        if self.runtime.has_admins:
+            # A purge is not to wait for it.
+            self.runtime.tasks.start(self._loaded(), name="load-framework")
         await receive()
         await self.runtime.stop()
         await send({"type": "lifespan.shutdown.complete"})

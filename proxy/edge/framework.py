@@ -1,7 +1,7 @@
 """What steers the process, and every path that is not served: on FastAPI.
 
-Imported when the first such request comes: most processes never get one, and it takes a quarter of
-a second and 15 MB.
+Imported after the start where there are admin keys, else when the first such request comes: most
+processes never get one, and it takes a quarter of a second and 15 MB.
 """
 
 from fastapi import FastAPI

@@ -153,6 +153,11 @@ class Runtime:
         return self._settings.cache_settings.key_prefix
 
     @property
+    def has_admins(self) -> bool:
+        """Whether anybody may use `/admin`."""
+        return bool(self._latest.admin.key_hashes)
+
+    @property
     def hot_path_bytes(self) -> int:
         """How many bytes the hot path may hold; 0 is none of it."""
         return self._settings.server.hot_path_bytes

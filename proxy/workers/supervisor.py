@@ -14,6 +14,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from math import ceil
 from typing import Final, NoReturn, assert_never
 
@@ -93,6 +94,8 @@ class Supervisor:
         check_certificates(self._first)
         self._watch_signals()
         preload(self._first)
+        if self._first.admin.key_hashes:
+            import_module("proxy.edge.framework")
         # What stands now is never looked at by the collector again: it stays shared.
         gc.collect()
         gc.freeze()
