@@ -43,7 +43,7 @@ class BoundedProtocol(WatchedProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse, and count what belongs to a head that has not ended yet."""
-        was_in_head, first = self._in_head, not self._in_message and self._messages + 1
+        before, was_in_head, was_in_message = self._messages, self._in_head, self._in_message
         self._parsed, self._got_body = len(data), False
         if self._upgrading:
             self._parsed = 0
@@ -56,9 +56,9 @@ class BoundedProtocol(WatchedProtocol):
         if not self._in_head:
             self._bound_trailers(len(data))
             return
-        if was_in_head:
+        if was_in_head and self._messages == before:
             self._head_bytes += len(data)
-        elif self._messages == first:
+        elif not was_in_message and self._messages == before + 1:
             self._head_bytes = len(data)
         # Else it began behind another message's end in these bytes: that much is given away.
         if self._head_bytes > LONGEST_HEAD_BYTES:

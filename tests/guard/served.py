@@ -6,6 +6,7 @@ that what happens is the same each time.
 """
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -209,6 +210,21 @@ class Served:
             await self._client.until(lambda came, said=said: said in came)  # type: ignore[misc]
         self._upstream.say(b"")
         await self._answered(b"MISS")
+
+    def receive(self, data: bytes) -> None:
+        """One read of the connection."""
+        if data:
+            self._protocol.data_received(data)
+
+    async def answers(self, count: int) -> list[bytes]:
+        """The outcomes of so many answers, once they have come."""
+        came = await self._client.until(lambda came: came.count(b"\r\nx-cache: ") == count)
+        return re.findall(rb"\r\nx-cache: ([A-Z]+)\r\n", came)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the server has ended the connection."""
+        return self._client.is_closing()
 
     async def _asked(self, raw: bytes, outcome: bytes) -> None:
         self._send(raw)
