@@ -113,7 +113,9 @@ def _in_pieces(chunk: dict[str, Any], place: int) -> list[dict[str, Any]]:
     delta = choice["delta"]
     pieces = []
     for cut in (slice(None, place), slice(place, None)):
-        part = {name: _cut(value, cut) for name, value in delta.items()}
+        part = {
+            name: value if name == "role" else _cut(value, cut) for name, value in delta.items()
+        }
         more = {} if cut.start is None else {"logprobs": None} if "logprobs" in choice else {}
         pieces.append({**chunk, "choices": [{**choice, "delta": part, **more}]})
     return pieces
@@ -121,7 +123,7 @@ def _in_pieces(chunk: dict[str, Any], place: int) -> list[dict[str, Any]]:
 
 def _cut(value: Any, cut: slice) -> Any:
     if isinstance(value, str):
-        return value if value == "assistant" else value[cut]
+        return value[cut]
     if isinstance(value, list) and all(isinstance(part, dict) for part in value):
         return [
             {
