@@ -16,7 +16,17 @@ from tests.integration.servers import ProxyFactory, RunningProxy
 from tests.waiting import eventually
 
 AT_ONCE = 16
-STORE = {"store": {"tiers": "memory", "memory": {"max_bytes": 1024 * 1024}}}
+RULE = {
+    "model_names": ["*"],
+    "include_in_key": ["*"],
+    "ttl_seconds": 600,
+    # What is finished for nobody comes on top of what is under way for clients.
+    "on_disconnect": "cancel",
+}
+SETTINGS = {
+    "store": {"tiers": "memory", "memory": {"max_bytes": 1024 * 1024}},
+    "cache_settings": {"rules": [RULE]},
+}
 
 Ask = Callable[[httpx.AsyncClient, int], Awaitable[None]]
 
@@ -96,7 +106,7 @@ def test_B56_streams_leave_no_task_no_descriptor_and_no_connection(
     count: int, ask: Ask, script: Script, standin: RunningStandIn, proxy: ProxyFactory
 ) -> None:
     standin.app.script(script, times=None)
-    running = proxy(STORE)
+    running = proxy(SETTINGS)
     numbers = itertools.count()
     metric(running, "magic_proxy_in_flight")
     before = held(running, standin)
