@@ -236,7 +236,9 @@ class Course:
         """Kill a proxy while it leads a crowd; it comes back on the same port."""
         await self._quietly(lambda: self._count(VICTIM))
         counted = self._calls_of(VICTIM)
-        await asyncio.sleep(min(2.0, self.plan.seconds / 20))
+        # The upstream says the same again to a steady crowd, also after a purge.
+        self.purges.pauses = True
+        await asyncio.sleep(min(2.0, self.plan.seconds / 20))  # what was purged is known everywhere
         leading = asyncio.gather(self._steady_crowd())
         await asyncio.sleep(after)
         # Who follows the killed one in the middle of a stream may be cut off too, where a second
@@ -252,6 +254,7 @@ class Course:
             self._before[VICTIM] = self._calls_of(VICTIM)
             self.seen.uncounted_calls += self._before[VICTIM] - counted
             await leading
+            self.purges.pauses = False
             await asyncio.sleep(min(3.0, self.plan.seconds / 20))
             await self._proxies[VICTIM].start()
         self._up.append(VICTIM)
