@@ -110,7 +110,7 @@ class _Stream:
                 terminal = self._recorder.saw_terminal
                 if terminal:
                     await self._judge(ended_well=True)
-                flight.feed.take(plain if self._plain else raw, terminal=terminal)
+                self._hand_on(plain if self._plain else raw, terminal=terminal)
                 is_worthless = self._is_worthless
                 if terminal or is_worthless:
                     self._land()  # who waits for the entry need not wait for the rest
@@ -126,6 +126,20 @@ class _Stream:
         if not flight.body.closed:
             flight.feed.finish()
         self._land()
+
+    def _hand_on(self, piece: bytes, *, terminal: bool) -> None:
+        """Let readers have it.
+
+        Where it does not go on as a leader that died began, the stream breaks off for them, and
+        the answer goes on for the store, and for those who wait for the whole.
+        """
+        flight = self._flight
+        if flight.body.closed:
+            return
+        try:
+            flight.feed.take(piece, terminal=terminal)
+        except UpstreamProtocolError as error:
+            flight.body.close(error)
 
     def _head(self) -> Head:
         exchange = self._settlement.exchange

@@ -121,6 +121,8 @@ class _Part:
             return head.status >= _FIRST_ERROR and head.plain is not None
         if not (head.is_stream and wanted.stream) or head.is_opaque or not flight.body.is_whole:
             return False
+        if flight.body.error is not None:
+            return False  # it broke off for those who had read a dead leader's; the entry is whole
         return head.has_usage or not wanted.include_usage
 
     def _relayed(self, flight: Flight, head: Head, *, leads: bool) -> Answer:

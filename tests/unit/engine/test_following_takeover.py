@@ -102,16 +102,49 @@ async def test_B41_the_same_answer_under_another_name_goes_on_in_one_stream(
 
 @pytest.mark.parametrize("handed_on", [2, 3])
 @pytest.mark.parametrize(
-    "new",
+    ("new", "text"),
     [
-        pytest.param(OTHER, id="other"),
-        pytest.param([*SAME[:1], *OTHER], id="other from the second event on"),
-        pytest.param([chunk("Once upon"), *SAME[2:]], id="cut into other events"),
-        pytest.param(SAME[:1], id="shorter"),
-        pytest.param([], id="empty"),
+        pytest.param(OTHER, "Twice", id="other"),
+        pytest.param([*SAME[:1], *OTHER], "Once Twice", id="other from the second event on"),
+        pytest.param([chunk("Once upon"), *SAME[2:]], "Once upon", id="cut into other events"),
     ],
 )
-async def test_B41_another_answer_breaks_the_stream_off_and_nothing_wrong_is_stored(
+async def test_B41_another_answer_breaks_the_stream_off_and_is_finished_for_the_rest(
+    new: list[bytes], text: str, handed_on: int
+) -> None:
+    async with replicas() as here:
+        (stream,) = await begun(here, handed_on)
+        other = here.engines[1]
+        (whole,) = asking_whole(other)
+        await turns()
+        answered(other, new)
+        with pytest.raises(UpstreamProtocolError):
+            await stream
+        assert text_of(await whole) == text
+        assert not other.witness.outcomes[0].complete
+        hit = await other.ask()
+        assert (told(hit, b"x-cache"), text_of(await body_of(hit))) == ("HIT", text)
+        assert calls(other) == [1]
+
+
+async def test_B41_nobody_gets_a_stream_from_its_middle_that_broke_off_for_others() -> None:
+    async with replicas() as here:
+        (stream,) = await begun(here, 2)
+        other = here.engines[1]
+        new = saying(other, *OTHER[:1])
+        with pytest.raises(UpstreamProtocolError):
+            await stream
+        (late,) = asking_whole(other, stream=True)
+        await turns()
+        new.say_all(OTHER[1:])
+        assert text_of(await body_of(await other.ask())) == "Twice"
+        assert await late == b"".join(OTHER)
+        assert calls(other) == [1]
+
+
+@pytest.mark.parametrize("handed_on", [2, 3])
+@pytest.mark.parametrize("new", [SAME[:1], []], ids=["shorter", "empty"])
+async def test_B41_a_new_answer_that_is_not_whole_breaks_the_stream_off_and_is_not_stored(
     new: list[bytes], handed_on: int
 ) -> None:
     async with replicas() as here:
