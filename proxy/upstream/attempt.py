@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from proxy.clock import Clock
-from proxy.errors import UpstreamError, UpstreamTimeout
+from proxy.errors import NoConnectionFree, UpstreamError, UpstreamTimeout
 from proxy.upstream.base import (
     AttemptObserver,
     Outgoing,
@@ -144,6 +144,9 @@ class Attempts:
             except BaseException:  # cancellation too: nobody else has this response
                 await response.aclose()
                 raise
+        except NoConnectionFree:  # nothing was sent, and nothing learned of the upstream
+            upstream.release(lease)
+            raise
         except UpstreamError as error:
             upstream.release(lease)
             self.may_be_done = self.may_be_done or not error.connecting

@@ -6,7 +6,7 @@ from functools import partial
 from typing import assert_never
 
 from proxy.clock import Clock
-from proxy.errors import UpstreamBusy, UpstreamError, UpstreamTimeout
+from proxy.errors import NoConnectionFree, UpstreamBusy, UpstreamError, UpstreamTimeout
 from proxy.upstream.attempt import Ahead, Answered, Attempts
 from proxy.upstream.base import AttemptObserver, Chain, Exchange, Outgoing, Profile
 from proxy.upstream.connection import least
@@ -228,6 +228,10 @@ class Course:
         self, turn: _Turn, lease: Lease | None, result: Answered | UpstreamError
     ) -> bool:
         """Take note of what did not succeed; whether the same profile is asked again."""
+        if isinstance(result, NoConnectionFree):
+            self._withhold(turn.upstream, "no-connection-free")
+            self._last_word.failed(result)
+            return False
         if isinstance(result, UpstreamError):
             self._last_word.failed(result)
             self._stopped = not self._attempts.is_repeatable

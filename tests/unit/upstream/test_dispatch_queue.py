@@ -5,7 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from proxy.errors import CircuitOpen, UpstreamBusy, UpstreamUnreachable
+from proxy.core.breaker import CircuitState
+from proxy.errors import (
+    CircuitOpen,
+    NoConnectionFree,
+    UpstreamBusy,
+    UpstreamUnreachable,
+)
 from proxy.upstream.base import Exchange
 from proxy.upstream.circuit import CircuitPolicy
 from proxy.upstream.classify import LONGEST_BODY
@@ -192,3 +198,23 @@ async def test_B64_once_there_is_a_key_a_place_is_needed_all_the_same() -> None:
     with pytest.raises(UpstreamBusy):
         await waiting
     await exchange.response.aclose()
+
+
+async def test_B62_a_lack_of_connections_is_no_fault_of_the_upstream_nor_tried_again() -> None:
+    circuit = CircuitPolicy(failure_rate=0.1, min_calls=1, connect_failures=1)
+    world = World(up("up", "a", "b", circuit=circuit))
+    transport = world.on(any=[NoConnectionFree("all in use")])
+    for _ in range(3):
+        with pytest.raises(NoConnectionFree) as caught:
+            await world.send()
+        assert not caught.value.may_be_done
+    assert len(transport.requests) == 3
+    assert world.in_flight() == 0
+    assert world.set.circuit_states()["up"] is CircuitState.CLOSED
+
+
+async def test_B63_where_there_is_no_connection_the_next_profile_is_asked_whatever_it_is() -> None:
+    world = World(up("up", "a"), up("other", "b"))
+    world.on(any=[NoConnectionFree("all in use")])
+    exchange = await world.ok(replace(chat(), path="/files"))
+    assert (exchange.upstream, exchange.fallback) == ("other", True)
