@@ -8,6 +8,7 @@ from proxy.core.resources import (
     READS,
     Resource,
     ResourceSet,
+    accepts_json,
     derive_resource,
     tags_of_path,
 )
@@ -53,10 +54,11 @@ class Resources:
         if method not in READS:
             return None
         resource = self._resources.find(self._root + path)
-        if resource is None or any(name in PARTIAL for name, _ in headers):
-            return None
+        if resource is None or self._forwarder.merges(path):
+            return resource  # what is made here is given whole, whatever was asked for
         is_cached = self._enabled and resource.rule.ttl_seconds > 0
-        return resource if is_cached or self._forwarder.merges(path) else None
+        is_whole = accepts_json(headers) and not any(name in PARTIAL for name, _ in headers)
+        return resource if is_cached and is_whole else None
 
     async def read(self, resource: Resource, call: Call) -> Answer:
         """The answer to a read. Raises `UnknownModel`; other proxy errors become answers."""
@@ -74,6 +76,7 @@ class Resources:
             started=self._clock.monotonic(),
             generation=self._generations.current,
             given_tags=tags_of_path(path),
+            keyed=(*resource.vary, *self._forwarder.account_headers(chain)),
         )
         return await self._service.finish(plan)
 
