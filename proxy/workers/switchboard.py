@@ -20,6 +20,7 @@ class Switchboard:
         self._clock = clock
         self._own = own
         self._lines: dict[int, Line] = {}
+        self._serving: set[int] = set()
         self._questions = Questions()
         self._ledger = Ledger()
         self._reloaded: Callable[[set[int]], None] = lambda _: None
@@ -31,12 +32,15 @@ class Switchboard:
     def unplug(self, number: int) -> None:
         """A worker has ended, and its last words were taken."""
         self._lines.pop(number).hang_up()
+        self._serving.discard(number)
         self._ledger.ended(number)
         self._settle(self._questions.ended(number))
 
     def take(self, number: int, message: Message) -> None:
         """A worker said this."""
         match message["kind"]:
+            case Kind.READY:
+                self._serving.add(number)
             case Kind.BEAT:
                 if "families" in message:
                     self._ledger.told(number, message["families"])
@@ -67,8 +71,12 @@ class Switchboard:
         return self._questions.next_until()
 
     def _ask(self, asker: int | None, asked_by: int, topic: str, body: Any) -> None:
-        """Put a question to all workers but the one that asks."""
-        asked = {number for number in self._lines if number != asker}
+        """Put a question to all workers but the one that asks.
+
+        One that has yet to start is to hear of purges and settings, but has counted nothing.
+        """
+        able = self._serving if topic == Topic.METRICS else self._lines.keys()
+        asked = {number for number in able if number != asker}
         until = self._clock.monotonic() + _ANSWER_SECONDS
         question = Question(asker, asked_by, topic, set(asked), until)
         asked_as, settled = self._questions.put(question)
