@@ -38,9 +38,9 @@ def admin_routes(runtime: Runtime) -> APIRouter:
 
     @routes.get("/keys")
     async def keys(request: Request) -> Response:
-        """Tell the state, use and limits of every upstream key, as this worker knows them."""
+        """Tell the state, use and limits of every upstream key, as all workers know them."""
         runtime.snapshot.access.require_admin(tuple(request.headers.raw))
-        return Response(orjson.dumps(runtime.key_report()), media_type="application/json")
+        return Response(orjson.dumps(await runtime.key_report()), media_type="application/json")
 
     return routes
 

@@ -11,6 +11,7 @@ from proxy.workers.messages import Kind, Message, Topic, packed
 
 # How long the others are waited for, whoever asks.
 _ANSWER_SECONDS: Final = 1.0
+_REPORTS: Final = frozenset({Topic.METRICS, Topic.KEYS})
 
 
 class Switchboard:
@@ -73,12 +74,14 @@ class Switchboard:
     def _ask(self, asker: int | None, asked_by: int, topic: str, body: Any) -> None:
         """Put a question to all workers but the one that asks.
 
-        One that has yet to start is to hear of purges and settings, but has counted nothing.
+        One that has yet to start is to hear of purges and settings, but has nothing to tell.
         """
-        able = self._serving if topic == Topic.METRICS else self._lines.keys()
+        able = self._serving if topic in _REPORTS else self._lines.keys()
         asked = {number for number in able if number != asker}
         until = self._clock.monotonic() + _ANSWER_SECONDS
         question = Question(asker, asked_by, topic, set(asked), until)
+        if asker is not None and topic == Topic.KEYS:
+            question.replies[asker] = body
         asked_as, settled = self._questions.put(question)
         for number in asked:
             message = {"id": asked_as, "topic": topic, "body": body}
@@ -90,6 +93,9 @@ class Switchboard:
             if question.topic == Topic.METRICS:
                 own = [family.as_json() for family in self._own()]
                 self._reply(question, [*self._ledger.reports(), own])
+            elif question.topic == Topic.KEYS:
+                told = sorted(question.replies.items())
+                self._reply(question, [each for each in told if each[1] is not None])
             elif question.topic == Topic.RELOAD:
                 self._reloaded(question.unconfirmed)
             else:

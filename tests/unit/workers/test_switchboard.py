@@ -100,3 +100,12 @@ def test_B54_a_purge_is_told_to_who_starts_as_well(office: Office) -> None:
         (asked,) = office.heard(number)
         office.says(number, Kind.REPLY, id=asked["id"], topic=Topic.PURGED, body=True)
     assert [told["body"] for told in office.heard(1)] == [True]
+
+
+def test_what_all_who_serve_know_of_keys_comes_by_their_numbers(office: Office) -> None:
+    office.says(3, Kind.READY)
+    office.says(2, Kind.ASK, id=7, topic=Topic.KEYS, body={"of": 2})
+    for number, body in ((3, None), (1, {"of": 1})):  # the third failed
+        (asked,) = office.heard(number)
+        office.says(number, Kind.REPLY, id=asked["id"], topic=Topic.KEYS, body=body)
+    assert [told["body"] for told in office.heard(2)] == [[[1, {"of": 1}], [2, {"of": 2}]]]
