@@ -48,6 +48,14 @@ def segments(path: str) -> Segments:
     return tuple(segment for segment in unquote(path).split("/") if segment)
 
 
+def split_target(target: str) -> tuple[str, str]:
+    """A read's target: its path after the API root, and its query. Raises ValueError."""
+    path, _, query = target.partition("?")
+    if not path.startswith("/v1/"):
+        raise ValueError(f"{target!r} is not what a GET asks for, such as /v1/models?limit=2")
+    return path.removeprefix("/v1"), query
+
+
 @dataclass(frozen=True, slots=True)
 class PathPattern:
     """A path in which `*` stands for one segment, and `**` at the end for one or more."""

@@ -2,6 +2,7 @@
 
 from proxy.clock import Clock
 from proxy.core.control import client_control
+from proxy.core.outcome import BypassReason
 from proxy.core.replay import AS_STORED
 from proxy.core.resources import (
     PARTIAL,
@@ -15,6 +16,7 @@ from proxy.core.resources import (
 from proxy.core.selectors import Selector
 from proxy.core.wire import Headers
 from proxy.engine.base import Answer, Call
+from proxy.engine.explaining import Explained, passing
 from proxy.engine.generations import Generations
 from proxy.engine.plan import Plan, scope_of
 from proxy.engine.service import CacheService
@@ -62,9 +64,22 @@ class Resources:
 
     async def read(self, resource: Resource, call: Call) -> Answer:
         """The answer to a read. Raises `UnknownModel`; other proxy errors become answers."""
+        return await self._service.finish(self._plan(resource, call))
+
+    async def explain(self, call: Call) -> Explained:
+        """What would happen to a read, without doing it. Raises `UnknownModel`."""
+        resource = self.find("GET", call.path, call.headers)
+        if resource is not None:
+            return await self._service.explain_plan(self._plan(resource, call))
+        named = self._resources.find(self._root + call.path)
+        is_kept = named is not None and named.rule.ttl_seconds > 0
+        reason = BypassReason.NOT_CACHEABLE if is_kept else BypassReason.NO_RULE
+        return passing(call.endpoint, reason if self._enabled else BypassReason.DISABLED)
+
+    def _plan(self, resource: Resource, call: Call) -> Plan:
         chain = self._forwarder.chain(call.path)
         path = self._root + call.path
-        plan = Plan(
+        return Plan(
             call=call,
             chain=chain,
             derivation=derive_resource(
@@ -78,7 +93,6 @@ class Resources:
             given_tags=tags_of_path(path),
             keyed=(*resource.vary, *self._forwarder.account_headers(chain)),
         )
-        return await self._service.finish(plan)
 
     async def written(self, method: str, path: str, status: int | None) -> None:
         """A write was answered so: what it made out of date is not served any more.

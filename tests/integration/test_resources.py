@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
+import httpx
 import orjson
 import pytest
 
@@ -201,6 +202,44 @@ def test_B13_the_upstreams_cache_control_counts_where_it_is_to(
     again = read(ONE)
     assert x_cache(again) == told
     assert ("set-cookie" in again.headers) is honors  # a new answer brings its own
+
+
+def test_B8_explain_tells_key_rule_and_state_of_a_read(ask: NewAsker, site: Site) -> None:
+    resources = [{"paths": ["/v1/assistants/*"]}, {"paths": ["/v1/files/*"], "ttl_seconds": 0}]
+    over = {"cache_settings": {"resources": resources}, "admin": {"key_hashes": [hash_key("adm")]}}
+    read = Reader(ask(over), site)
+    site.standin.app.script(tells(1), times=None, path=ONE)
+    admin = {"x-admin-key": "adm", "openai-beta": "v2", "openai-project": "p"}
+
+    def told(target: str, **more: str) -> tuple[int, Any]:
+        url = f"{read.asker.proxy.url}/admin/explain"
+        headers = {"authorization": f"Bearer {read.asker.key}", **admin, **more}
+        answer = httpx.post(
+            url, params={"get": target}, headers=headers, verify=False, trust_env=False
+        )
+        return answer.status_code, answer.json()
+
+    _, before = told(f"/v1{ONE}?x=y")
+    assert (before["would_be"], before["reason"], before["rule"]) == (
+        "MISS",
+        "absent",
+        "resource-1",
+    )
+    answer = read(f"{ONE}?x=y", headers=admin)
+    assert cache_status(answer)["key"] == before["digest"]
+    _, after = told(f"/v1{ONE}?x=y")
+    assert (after["would_be"], after["stored"]["rule"]) == ("HIT", "resource-1")
+    assert 0 < after["stored"]["ttl_seconds"] <= 300
+    assert after["store_key"] == before["store_key"] != told(f"/v1{ONE}")[1]["store_key"]
+    for target, more, reason in (
+        ("/v1/threads/t", {}, "no-rule"),
+        ("/v1/files/f", {}, "no-rule"),
+        (f"/v1{ONE}", {"range": "bytes=0-1"}, "not-cacheable"),
+    ):
+        _, passing = told(target, **more)
+        assert (passing["would_be"], passing["reason"]) == ("BYPASS", reason)
+    status, refused = told("/models")
+    assert (status, refused["error"]["param"]) == (400, "get")
 
 
 @pytest.mark.parametrize("status", [401, 403, 429])
