@@ -16,6 +16,7 @@ from proxy.core.key import SCHEME_VERSION, CacheKey, Derivation
 from proxy.core.matching import RuleSet
 from proxy.core.request import CacheableRequest
 from proxy.core.rules import Rule
+from proxy.core.scope import CREDENTIAL_HEADERS
 from proxy.core.tags import normalized_tag
 from proxy.core.wire import Endpoint, Headers, JsonValue
 
@@ -26,11 +27,9 @@ PARTIAL: Final = (b"range", b"if-match", b"if-none-match", b"if-modified-since",
                   b"if-unmodified-since", b"if-range")  # fmt: skip
 # What an answer may vary on although no key names it: codings are undone, only JSON is kept and
 # given out, headers for browsers (CORS) are not kept, and who asks is in the scope.
-_UNVARYING: Final = frozenset(
-    {b"accept", b"accept-encoding", b"origin", b"access-control-request-headers",
-     b"access-control-request-method", b"authorization", b"api-key", b"x-api-key",
-     b"x-goog-api-key"}
-)  # fmt: skip
+_UNVARYING: Final = frozenset({b"accept", b"accept-encoding", b"origin", *CREDENTIAL_HEADERS,
+                               b"access-control-request-headers",
+                               b"access-control-request-method"})  # fmt: skip
 
 # Paths are purged by the bucket that they fall into. Each purge of another name stays in the list
 # of purges, which has a bound, and beyond it everything goes; buckets are few enough for it.

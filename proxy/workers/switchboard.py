@@ -11,6 +11,7 @@ from proxy.workers.messages import Kind, Message, Topic, packed
 
 # How long the others are waited for, whoever asks.
 _ANSWER_SECONDS: Final = 1.0
+# What only those have to tell of that serve.
 _REPORTS: Final = frozenset({Topic.METRICS, Topic.KEYS})
 
 
@@ -74,7 +75,7 @@ class Switchboard:
     def _ask(self, asker: int | None, asked_by: int, topic: str, body: Any) -> None:
         """Put a question to all workers but the one that asks.
 
-        One that has yet to start is to hear of purges and settings, but has nothing to tell.
+        One that has yet to start hears of purges and settings all the same.
         """
         able = self._serving if topic in _REPORTS else self._lines.keys()
         asked = {number for number in able if number != asker}
