@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from proxy.core.entry import EntryMeta
@@ -105,10 +105,18 @@ def spelled(names: list[str]) -> str:
     return "/v1/" + "/".join(names)
 
 
+def in_one_bucket(*paths: list[str]) -> bool:
+    """Whether different ones among these, and those above them, are purged together."""
+    all_paths = {tuple(path[:length]) for path in paths for length in range(1, len(path) + 1)}
+    tags = [tag for path in all_paths for tag in tags_of_path(spelled(list(path)))]
+    return len({tag for tag in tags if tag.startswith("resource-at:")}) < len(all_paths)
+
+
 @given(read=NAMES, written=NAMES, method=st.sampled_from(["POST", "PUT", "PATCH", "DELETE"]))
 def test_a_write_purges_itself_those_above_and_if_it_deletes_those_below(
     read: list[str], written: list[str], method: str
 ) -> None:
+    assume(not in_one_bucket(read, written))
     marks = Marks()
     for number, tag in enumerate(resources("/v1/**").outdated_by(method, spelled(written)), 1):
         marks.add(Mark(number, Selector(tag=tag)))
