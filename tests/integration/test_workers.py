@@ -9,7 +9,9 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from proxy.cli.main import app
 from proxy.standin import RunningStandIn, Script, rate_limited, start_standin
 from tests.integration.contract import chat, metric, metrics
 from tests.integration.processes import json_lines
@@ -132,6 +134,8 @@ def test_B66_the_admin_is_told_what_all_workers_know_of_keys(
         assert ask(other, "keys-limited") == "MISS"
         headers = {"x-admin-key": ADMIN_KEY}
         answers = [client.get("/admin/keys", headers=headers) for client in (one, other)]
+        env = {"MAGIC_PROXY_ADMIN_KEY": ADMIN_KEY, "COLUMNS": "200"}
+        shown = CliRunner(env=env).invoke(app, ["keys", "--url", proxy.url]).stdout
     reports = [answer.json() for answer in answers]
     assert reports[0] == reports[1]
     assert reports[0]["workers"] == 2
@@ -140,6 +144,7 @@ def test_B66_the_admin_is_told_what_all_workers_know_of_keys(
     assert "workers" not in first
     assert (second["uses"], second["failures"], second["state"]) == (1, 1, "cooling")
     assert second["workers"] == {"1": "available", "2": "cooling"}
+    assert shown.splitlines()[2].endswith("worker 1: available  worker 2: cooling")
 
 
 def test_B54_a_purge_through_one_worker_is_in_force_in_all_when_it_is_answered(
