@@ -24,6 +24,7 @@ ProxyError
 │   │   └── ClientDeadline       504  the client's own time ran out; the work may go on
 │   ├── UpstreamProtocolError    502  what came back was not HTTP, or ended in the middle
 │   ├── CircuitOpen              503  the upstream has just failed too often, and is left alone
+│   ├── NoConnectionFree         503  all connections that it may have are in use
 │   ├── UpstreamBusy             429  as many requests as it may have are under way, or wait
 │   └── KeysExhausted            429  every key of the pool is cooling or retired
 ├── StoreError                        never reaches a client: it costs a miss
@@ -237,6 +238,13 @@ class CircuitOpen(UpstreamError):
 
     status = 503
     code = "upstream_circuit_open"
+
+
+class NoConnectionFree(UpstreamError):
+    """All connections that the proxy may have to the upstream are in use: it was not asked."""
+
+    status = 503
+    code = "upstream_no_connection_free"
 
 
 class UpstreamBusy(UpstreamError):

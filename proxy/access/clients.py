@@ -6,14 +6,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from proxy.access.base import Identity
-from proxy.core.key import credential_fingerprint
+from proxy.core.scope import CREDENTIAL_HEADERS, credential_fingerprint
 from proxy.core.websocket import offered_key
 from proxy.core.wire import Headers, header
 from proxy.errors import NotAuthenticated
 
-# Not cookies: what sets them is usually a load balancer, and clients send them back from the second
-# request on. An upstream that signs people in by cookie names it in its `account_headers`.
-CREDENTIAL_HEADERS = (b"authorization", b"api-key", b"x-api-key", b"x-goog-api-key")
 ADMIN_HEADER = b"x-admin-key"
 HASH_PREFIX = "sha256:"
 

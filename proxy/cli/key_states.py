@@ -46,4 +46,6 @@ def _line(key: Mapping[str, Any]) -> Text:
         line.append(f"  until {key['until']}")
     if key["reason"] is not None:
         line.append(f"  ({key['reason']})")
+    if (states := key.get("workers")) is not None:
+        line.append("".join(f"  worker {number}: {state}" for number, state in states.items()))
     return line

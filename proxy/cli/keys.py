@@ -4,6 +4,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -15,6 +16,7 @@ from proxy.cli.options import ConfigFile, JsonOutput, settings_file, settings_or
 from proxy.cli.output import fail, note, out, print_json
 from proxy.cli.rendering import print_explained
 from proxy.core.outcome import XCache
+from proxy.core.resources import split_target
 from proxy.core.wire import MODEL_ENDPOINTS, Endpoint, Headers
 from proxy.engine.base import Call
 from proxy.engine.explaining import Explained
@@ -48,6 +50,14 @@ EndpointName: TypeAlias = Annotated[
         help="Default: embeddings if the body has `input`.",
     ),
 ]
+ReadTarget: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--get",
+        metavar="TARGET",
+        help="A GET in place of a body, such as '/v1/models?limit=2'.",
+    ),
+]
 HeaderLines: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
@@ -65,6 +75,7 @@ ClientName: TypeAlias = Annotated[
 def key(
     request: RequestFile = Path("-"),
     endpoint: EndpointName = None,
+    get: ReadTarget = None,
     header: HeaderLines = None,
     client: ClientName = None,
     config: ConfigFile = None,
@@ -76,7 +87,7 @@ def key(
     none, 2 for bad input.
     """
     settings = settings_or_exit(settings_file(config))
-    explained = _explained(request, endpoint, header or [], client, settings)
+    explained = _explained(request, endpoint, get, header or [], client, settings)
     derivation: dict[str, Any] = explained.derivation
     items = derivation.get("items")
     if as_json:
@@ -96,6 +107,7 @@ def key(
 def explain(
     request: RequestFile = Path("-"),
     endpoint: EndpointName = None,
+    get: ReadTarget = None,
     header: HeaderLines = None,
     client: ClientName = None,
     config: ConfigFile = None,
@@ -108,7 +120,7 @@ def explain(
     input.
     """
     settings = settings_or_exit(settings_file(config))
-    explained = _explained(request, endpoint, header or [], client, settings)
+    explained = _explained(request, endpoint, get, header or [], client, settings)
     if set(settings.store.resolved_tiers) == {Tier.MEMORY}:
         note("the store is memory alone: only POST /admin/explain knows what a running proxy holds")
     if as_json:
@@ -142,14 +154,14 @@ def hash_key_command(
 def _explained(
     request: Path,
     endpoint: Endpoint | None,
+    get: str | None,
     lines: list[str],
     client: str | None,
     settings: Settings,
 ) -> Explained:
     try:
-        body = sys.stdin.buffer.read() if str(request) == "-" else request.read_bytes()
-        headers = tuple(_headers(lines, settings))
-        return asyncio.run(_ask(settings, body, endpoint, headers, client))
+        asked = _asked(request, endpoint, tuple(_headers(lines, settings)), get)
+        return asyncio.run(_ask(settings, asked, client))
     except OSError as error:
         fail(f"{request}: {error.strerror}")
     except (ProxyError, ValueError) as error:
@@ -157,26 +169,27 @@ def _explained(
     raise typer.Exit(BAD_INPUT)
 
 
-async def _ask(
-    settings: Settings,
-    body: bytes,
-    endpoint: Endpoint | None,
-    headers: Headers,
-    client: str | None,
-) -> Explained:
+def _asked(request: Path, endpoint: Endpoint | None, headers: Headers, get: str | None) -> Call:
+    """The request, of nobody yet. Raises OSError and ValueError."""
+    path, query, body = "", "", b""
+    if get is not None:
+        endpoint = Endpoint.RESOURCE
+        path, query = split_target(get)
+    else:
+        body = sys.stdin.buffer.read() if str(request) == "-" else request.read_bytes()
+        endpoint = endpoint or _endpoint_of(body)
+    return Call(endpoint, path, query, headers, body, Identity(), request_id="")
+
+
+async def _ask(settings: Settings, asked: Call, client: str | None) -> Explained:
     runtime = Runtime(settings)
     await runtime.start()
     try:
-        call = Call(
-            endpoint=endpoint or _endpoint_of(body),
-            path="",
-            query="",
-            headers=headers,
-            body=body,
-            identity=_identity(runtime, settings, headers, client),
-            request_id="",
-        )
-        return await runtime.snapshot.service.explain(call)
+        call = replace(asked, identity=_identity(runtime, settings, asked.headers, client))
+        snapshot = runtime.snapshot
+        if call.endpoint is Endpoint.RESOURCE:
+            return await snapshot.resources.explain(call)
+        return await snapshot.service.explain(call)
     finally:
         await runtime.stop()
 

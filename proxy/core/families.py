@@ -13,9 +13,10 @@ Labels: TypeAlias = tuple[tuple[str, str], ...]
 """Names and values, in the order of the family."""
 
 # Gauges that are no sums, by how their names end. Where workers differ about a state, each
-# counts: a store is up if it is for all, a key or circuit is in every state that any has it in.
+# counts: a store is up if it is for all, a key or circuit is in every state that any has it in. Of
+# what is left of a limit that they share, the least does.
 _GAUGES: Final[Mapping[str, Callable[[float, float], float]]] = MappingProxyType(
-    {"up": min, "state": max}
+    {"up": min, "state": max, "headroom": min}
 )
 # What all workers share is held once, whoever counts it.
 _HELD: Final = frozenset({"magic_proxy_store_entries", "magic_proxy_store_bytes"})

@@ -55,7 +55,7 @@ class BypassReason(StrEnum):
     UNREPRESENTABLE = "unrepresentable"  # the body can't be represented exactly
     RESERVED_FIELD = "reserved-field"  # the body has a member that the key derivation reserves
     CLIENT_PASS = "client-pass"  # noqa: S105  # no-cache and no-store together
-    NOT_CACHEABLE = "not-cacheable"  # the endpoint or method is not a cached one
+    NOT_CACHEABLE = "not-cacheable"  # not an endpoint, method, part or form that is cached
 
 
 @value(frozen=True, slots=True)

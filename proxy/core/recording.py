@@ -48,6 +48,8 @@ class NotStored(StrEnum):
     CLIENT_NO_STORE = "client-no-store"
     # The freshness lifetime is zero.
     NO_LIFETIME = "no-lifetime"
+    # It depends on a request header that is not in the key (`Vary`).
+    VARY = "vary"
     # The queue of writes is full.
     QUEUE_FULL = "queue-full"
     # Another worker or replica has taken over, since this one was not heard of for too long.

@@ -5,7 +5,7 @@ signs decoded and empty ones passed over, so that no other spelling of a path ge
 docs/keys.md specifies the key; tests/vectors/resources.json holds frozen examples.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final, TypeAlias
@@ -16,6 +16,7 @@ from proxy.core.key import SCHEME_VERSION, CacheKey, Derivation
 from proxy.core.matching import RuleSet
 from proxy.core.request import CacheableRequest
 from proxy.core.rules import Rule
+from proxy.core.scope import CREDENTIAL_HEADERS
 from proxy.core.tags import normalized_tag
 from proxy.core.wire import Endpoint, Headers, JsonValue
 
@@ -24,6 +25,11 @@ WRITES: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 # What makes a GET something other than a read of the whole resource.
 PARTIAL: Final = (b"range", b"if-match", b"if-none-match", b"if-modified-since",
                   b"if-unmodified-since", b"if-range")  # fmt: skip
+# What an answer may vary on although no key names it: codings are undone, only JSON is kept and
+# given out, headers for browsers (CORS) are not kept, and who asks is in the scope.
+_UNVARYING: Final = frozenset({b"accept", b"accept-encoding", b"origin", *CREDENTIAL_HEADERS,
+                               b"access-control-request-headers",
+                               b"access-control-request-method"})  # fmt: skip
 
 # Paths are purged by the bucket that they fall into. Each purge of another name stays in the list
 # of purges, which has a bound, and beyond it everything goes; buckets are few enough for it.
@@ -39,6 +45,14 @@ Segments: TypeAlias = tuple[str, ...]
 def segments(path: str) -> Segments:
     """What a path consists of."""
     return tuple(segment for segment in unquote(path).split("/") if segment)
+
+
+def split_target(target: str) -> tuple[str, str]:
+    """A read's target: its path after the API root, and its query. Raises ValueError."""
+    path, _, query = target.partition("?")
+    if not path.startswith("/v1/"):
+        raise ValueError(f"{target!r} is not what a GET asks for, such as /v1/models?limit=2")
+    return path.removeprefix("/v1"), query
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +142,26 @@ class ResourceSet:
         return tuple(dict.fromkeys(tags))
 
 
+def accepts_json(headers: Headers) -> bool:
+    """Whether a request takes JSON for an answer (RFC 9110 section 12.5.1)."""
+    said = b",".join(value for name, value in headers if name == b"accept").decode("latin-1")
+    if not said.strip():
+        return True
+    weights = dict(map(_weighted, said.split(",")))
+    fitting = (weights.get(name) for name in ("application/json", "application/*", "*/*"))
+    return next((weight for weight in fitting if weight is not None), 0.0) > 0.0
+
+
+def varies_beyond(keyed: Collection[bytes], headers: Headers) -> bool:
+    """Whether an answer with these headers may depend on a request header that is not `keyed`.
+
+    Names are in lower case, but for those of `headers`.
+    """
+    said = b",".join(value for name, value in headers if name.lower() == b"vary").lower()
+    named = {name.strip() for name in said.split(b",")} - {b""}
+    return not named <= _UNVARYING.union(keyed)
+
+
 def tags_of_path(path: str) -> tuple[str, ...]:
     """The tags of an entry for this path: one to purge it by, and those that writes go by."""
     read = segments(path)
@@ -152,6 +186,16 @@ def derive_resource(
 
 
 _NO_RULES: Final = RuleSet()
+
+
+def _weighted(item: str) -> tuple[str, float]:
+    """A media range and its weight; one that can't be read counts as none."""
+    media, *parameters = (part.strip().lower() for part in item.split(";"))
+    weight = next((part[2:] for part in parameters if part.startswith("q=")), "1")
+    try:
+        return media, float(weight)
+    except ValueError:
+        return media, 0.0
 
 
 def _and_above(path: Segments) -> Sequence[Segments]:

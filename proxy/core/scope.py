@@ -3,10 +3,15 @@
 from collections.abc import Iterable
 from hashlib import sha256
 from operator import itemgetter
+from typing import Final
 
 from proxy.core.canonical import canonical_json
 from proxy.core.request import SHARED_SCOPE
 from proxy.core.wire import JsonValue
+
+# Not cookies: what sets them is usually a load balancer, and clients send them back from the second
+# request on. An upstream that signs people in by cookie names it in its `account_headers`.
+CREDENTIAL_HEADERS: Final = (b"authorization", b"api-key", b"x-api-key", b"x-goog-api-key")
 
 _DIGITS = 32
 

@@ -17,7 +17,8 @@ from proxy.edge.responses import early_error, send_answer, send_stream
 from proxy.engine.patience import Patience
 from proxy.errors import ProxyError, RequestError, UpstreamError
 from proxy.runtime import Runtime, Snapshot
-from proxy.upstream.base import Exchange, Outgoing, UpstreamResponse
+from proxy.upstream.base import Chain, Exchange, Outgoing, UpstreamResponse
+from proxy.upstream.outgoing import model_in
 
 ENDPOINT = "other"
 
@@ -37,7 +38,10 @@ class RawBody:
 
 
 class PassThrough:
-    """Forwards requests of any method and path to the default upstream."""
+    """Forwards requests of any method and path to the default upstream.
+
+    WebSockets go where the model in their query leads.
+    """
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -115,15 +119,22 @@ class PassThrough:
         outgoing = replace(outgoing, party=identity.party)
         uploads = outgoing.body is not None
         patience = Patience(outgoing.headers, self._runtime.clock, started, uploads=uploads)
+        chain = snapshot.forwarder.resolve(model_in(outgoing.query) if outgoing.upgrade else None)
         async with patience.beginning():
-            exchange = await self._sent(snapshot, outgoing)
+            exchange = await self._sent(snapshot, chain, outgoing)
         response = exchange.response
         try:
             await snapshot.resources.written(outgoing.method, outgoing.path, response.status)
         except BaseException:  # cancellation too: nobody else has this response
             await response.aclose()
             raise
-        told = replace(gone, client=identity.client, profile=exchange.profile)
+        told = replace(
+            gone,
+            client=identity.client,
+            model=chain.model,
+            profile=exchange.profile,
+            fallback=exchange.fallback,
+        )
         if connection is not None and response.status == HTTPStatus.SWITCHING_PROTOCOLS:
             return await websockets.carry(connection, exchange, self._runtime, snapshot, told)
         body = patience.bounded_body(RawBody(response))
@@ -138,9 +149,8 @@ class PassThrough:
             complete=complete,
         )
 
-    async def _sent(self, snapshot: Snapshot, outgoing: Outgoing) -> Exchange:
-        """The default upstream's answer; a write without one may have been done all the same."""
-        chain = snapshot.forwarder.resolve(None)
+    async def _sent(self, snapshot: Snapshot, chain: Chain, outgoing: Outgoing) -> Exchange:
+        """The upstream's answer; a write without one may have been done all the same."""
         try:
             return await snapshot.forwarder.send(chain, outgoing)
         except BaseException as error:  # cancellation too: the upstream has what it has

@@ -8,10 +8,12 @@ from proxy.core.entry import Entry
 from proxy.core.explain import explain
 from proxy.core.freshness import age_seconds, remaining_seconds
 from proxy.core.items import Items
-from proxy.core.key import Derivation
-from proxy.core.outcome import MissReason, XCache
+from proxy.core.key import Derivation, NoKey
+from proxy.core.matching import RuleSet
+from proxy.core.outcome import BypassReason, MissReason, XCache
+from proxy.core.request import CacheableRequest
 from proxy.core.rules import Rule
-from proxy.core.wire import JsonValue
+from proxy.core.wire import Endpoint, JsonValue
 from proxy.engine.entries import Entries
 
 _HIT = "hit"
@@ -69,6 +71,12 @@ async def explained(
         return Explained(XCache.STALE, MissReason.EXPIRED.value, told, stored)
     reason = found if isinstance(found, MissReason) else MissReason.EXPIRED
     return Explained(XCache.MISS, reason.value, told, stored)
+
+
+def passing(endpoint: Endpoint, reason: BypassReason) -> Explained:
+    """A request that passes through, unread."""
+    derivation = Derivation(CacheableRequest(endpoint, "", {}), RuleSet(), reason=NoKey.NO_RULE)
+    return Explained(XCache.BYPASS, reason.value, explain(derivation, "").as_dict(), None)
 
 
 async def _batch(

@@ -30,6 +30,7 @@ class Plan:
     that are cached one by one; `key` and `canonical` of its derivation then name nothing that is
     stored. `generation` the number of the last purge
     that was known when it began, `tags` None where there are more than an entry may have.
+    `keyed` are the request headers (lower case) that keep entries for a resource apart.
     """
 
     call: Call
@@ -42,6 +43,7 @@ class Plan:
     batch: Items | None = None
     generation: int = 0
     given_tags: tuple[str, ...] | None = ()
+    keyed: tuple[bytes, ...] = ()
 
     @property
     def tags(self) -> tuple[str, ...]:

@@ -2,18 +2,21 @@
 
 from proxy.clock import Clock
 from proxy.core.control import client_control
+from proxy.core.outcome import BypassReason
 from proxy.core.replay import AS_STORED
 from proxy.core.resources import (
     PARTIAL,
     READS,
     Resource,
     ResourceSet,
+    accepts_json,
     derive_resource,
     tags_of_path,
 )
 from proxy.core.selectors import Selector
 from proxy.core.wire import Headers
 from proxy.engine.base import Answer, Call
+from proxy.engine.explaining import Explained, passing
 from proxy.engine.generations import Generations
 from proxy.engine.plan import Plan, scope_of
 from proxy.engine.service import CacheService
@@ -53,16 +56,30 @@ class Resources:
         if method not in READS:
             return None
         resource = self._resources.find(self._root + path)
-        if resource is None or any(name in PARTIAL for name, _ in headers):
-            return None
+        if resource is None or self._forwarder.merges(path):
+            return resource  # what is made here is given whole, whatever was asked for
         is_cached = self._enabled and resource.rule.ttl_seconds > 0
-        return resource if is_cached or self._forwarder.merges(path) else None
+        is_whole = accepts_json(headers) and not any(name in PARTIAL for name, _ in headers)
+        return resource if is_cached and is_whole else None
 
     async def read(self, resource: Resource, call: Call) -> Answer:
         """The answer to a read. Raises `UnknownModel`; other proxy errors become answers."""
+        return await self._service.finish(self._plan(resource, call))
+
+    async def explain(self, call: Call) -> Explained:
+        """What would happen to a read, without doing it. Raises `UnknownModel`."""
+        resource = self.find("GET", call.path, call.headers)
+        if resource is not None:
+            return await self._service.explain_plan(self._plan(resource, call))
+        named = self._resources.find(self._root + call.path)
+        is_kept = named is not None and named.rule.ttl_seconds > 0
+        reason = BypassReason.NOT_CACHEABLE if is_kept else BypassReason.NO_RULE
+        return passing(call.endpoint, reason if self._enabled else BypassReason.DISABLED)
+
+    def _plan(self, resource: Resource, call: Call) -> Plan:
         chain = self._forwarder.chain(call.path)
         path = self._root + call.path
-        plan = Plan(
+        return Plan(
             call=call,
             chain=chain,
             derivation=derive_resource(
@@ -74,8 +91,8 @@ class Resources:
             started=self._clock.monotonic(),
             generation=self._generations.current,
             given_tags=tags_of_path(path),
+            keyed=(*resource.vary, *self._forwarder.account_headers(chain)),
         )
-        return await self._service.finish(plan)
 
     async def written(self, method: str, path: str, status: int | None) -> None:
         """A write was answered so: what it made out of date is not served any more.

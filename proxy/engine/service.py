@@ -173,7 +173,10 @@ class CacheService:
 
     async def explain(self, call: Call) -> Explained:
         """What would happen to the call, without doing it. Raises `RequestError`."""
-        plan = await asyncio.to_thread(self._plan, call)
+        return await self.explain_plan(await asyncio.to_thread(self._plan, call))
+
+    async def explain_plan(self, plan: Plan) -> Explained:
+        """The same for a planned call."""
         return await explained(
             plan.derivation,
             self._entries,

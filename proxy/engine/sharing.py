@@ -10,9 +10,10 @@ from proxy.core.outcome import MissReason, Outcome
 from proxy.core.recording import UsageFilter
 from proxy.core.replay import Wanted
 from proxy.core.stored_headers import forwarded_headers, stored_headers
+from proxy.core.wire import Endpoint
 from proxy.engine.account import Account
 from proxy.engine.answers import hit_answer
-from proxy.engine.base import Answer, HeaderList, Observer
+from proxy.engine.base import Answer, Call, HeaderList, Observer
 from proxy.engine.flight import Flight, Head
 from proxy.engine.flights import Errand, Flights
 from proxy.engine.leading import Leader
@@ -114,7 +115,7 @@ class _Part:
     def _takes(self, flight: Flight, head: Head) -> bool:
         """Whether a follower can have the answer as it comes."""
         wanted = self._plan.wanted
-        if _finds_fault(head.status) and self._plan.call.body != flight.asking.call.body:
+        if _finds_fault(head.status) and _differ(self._plan.call, flight.asking.call):
             return False  # what is not in the key may be what is wrong with the leader's
         if head.body is not None:
             # All who asked share an error; a good answer is better rendered from its entry.
@@ -199,6 +200,12 @@ class FlightBody:
         self._account.end(complete=self._reader.has_terminal, flight=self._flight)
         self._reader.leave()
         self._flight.leave(leads=self._leads)
+
+
+def _differ(one: Call, other: Call) -> bool:
+    """Whether requests with one key differ in what an upstream may find fault with."""
+    is_read = one.endpoint is Endpoint.RESOURCE
+    return one.body != other.body or (is_read and one.headers != other.headers)
 
 
 def _finds_fault(status: int) -> bool:

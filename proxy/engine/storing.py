@@ -3,6 +3,7 @@
 from proxy.core.entry import Entry
 from proxy.core.freshness import jittered, lifetime_seconds
 from proxy.core.recording import NotStored, Recording
+from proxy.core.resources import varies_beyond
 from proxy.core.rules import Rule
 from proxy.core.stored_headers import stored_headers
 from proxy.core.wire import Endpoint, Headers
@@ -30,12 +31,21 @@ def refusal(plan: Plan, exchange: Exchange) -> NotStored | None:
         return NotStored.TOO_MANY_TAGS
     if exchange.response.status != 200:  # noqa: PLR2004  # the one status whose body is an answer
         return NotStored.STATUS
-    if plan.call.endpoint is Endpoint.RESOURCE and not is_json(exchange.response.headers):
-        return NotStored.CONTENT_TYPE
+    if plan.call.endpoint is Endpoint.RESOURCE:
+        unfit = _unfit(plan, exchange.response.headers)
+        if unfit is not None:
+            return unfit
     rule = plan.derivation.rule
     if rule is not None and lifetime_of(rule, exchange) <= 0:
         return NotStored.NO_LIFETIME
     return None
+
+
+def _unfit(plan: Plan, headers: Headers) -> NotStored | None:
+    """Why an answer with these headers can't be that of a resource."""
+    if not is_json(headers):
+        return NotStored.CONTENT_TYPE
+    return NotStored.VARY if varies_beyond(plan.keyed, headers) else None
 
 
 def entry_of(

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable, Mapping
 
-from proxy.access.clients import CREDENTIAL_HEADERS, Access, Client, ClientMode
+from proxy.access.clients import Access, Client, ClientMode
 from proxy.clock import Clock
 from proxy.core.catalogue import Listing, Named
 from proxy.core.codec import peek_expiry
+from proxy.core.scope import CREDENTIAL_HEADERS
 from proxy.engine.base import StorageObserver
 from proxy.engine.dictionaries import Dictionaries
 from proxy.engine.service import CachePolicy

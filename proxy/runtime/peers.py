@@ -4,6 +4,7 @@ from typing import Protocol
 
 from proxy.core.families import Family
 from proxy.core.selectors import Mark
+from proxy.runtime.key_reports import Report
 
 
 class Peers(Protocol):
@@ -15,4 +16,11 @@ class Peers(Protocol):
 
     async def metrics(self, own: list[Family]) -> list[list[Family]]:
         """What all have counted, `own` included. Raises `WorkersSilent`."""
+        ...
+
+    async def keys(self, own: Report) -> dict[int, Report]:
+        """What those that serve know of upstream keys, `own` included, by their numbers.
+
+        Raises `WorkersSilent`.
+        """
         ...

@@ -16,7 +16,6 @@ from proxy.core.families import Family, merged
 from proxy.core.outcome import Outcome
 from proxy.core.selectors import Mark
 from proxy.core.variants import Turns
-from proxy.core.wire import JsonValue
 from proxy.engine.base import Observer
 from proxy.engine.dictionaries import Dictionaries
 from proxy.engine.entries import Entries
@@ -55,7 +54,8 @@ from proxy.runtime.build import (
 )
 from proxy.runtime.certificates import check_certificates
 from proxy.runtime.connections import ConnectionLimits
-from proxy.runtime.key_states import KeyStates, key_report
+from proxy.runtime.key_reports import Report, key_report, merged_reports
+from proxy.runtime.key_states import KeyStates
 from proxy.runtime.peers import Peers
 from proxy.runtime.request_ids import RequestIds
 from proxy.runtime.sharing import build_shared
@@ -237,8 +237,16 @@ class Runtime:
         states = {} if self._forwarder is None else self._forwarder.circuit_states()
         return {name: state.value for name, state in states.items()}
 
-    def key_report(self) -> dict[str, JsonValue]:
-        """Every upstream key: state, reason, times, use, limits; never the key."""
+    async def key_report(self) -> Report:
+        """Every upstream key: state, reason, times, use, limits; never the key.
+
+        As all workers know them. Raises WorkersSilent.
+        """
+        own = self.own_key_report()
+        return own if self._peers is None else merged_reports(await self._peers.keys(own))
+
+    def own_key_report(self) -> Report:
+        """The same, as this worker knows them."""
         states = self._forwarder.key_states() if self._forwarder is not None else {}
         return key_report(states, self.clock.wall())
 

@@ -242,7 +242,12 @@ class ResourceSettings(Section):
     )
     vary: tuple[HeaderName, ...] = Field(
         default=("OpenAI-Beta",),
-        description="Request headers on which the answer depends: they are in the key.",
+        description="Request headers on which the answer depends: they are in the key. An answer "
+        "whose own `Vary` names another one is not stored.",
+    )
+    honor_upstream: bool = Field(
+        default=False,
+        description="Obey the upstream's `Cache-Control` (`no-store`, `private`, `max-age`).",
     )
 
 

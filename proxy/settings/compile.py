@@ -44,6 +44,7 @@ def _resource(name: str, resource: ResourceSettings) -> Resource:
         stale_if_error_seconds=resource.stale_if_error_seconds,
         refresh_before_seconds=resource.ttl_seconds / _LAST_PART,
         max_entry_bytes=resource.max_entry_bytes,
+        honor_upstream=resource.honor_upstream,
     )
     return Resource(
         rule,

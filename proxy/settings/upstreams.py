@@ -147,7 +147,8 @@ class CircuitSettings(Section):
         "succeeded is lost while it is left alone.",
     )
     min_calls: Positive = Field(
-        default=20, description="Fewer calls than this within `window_seconds` say nothing."
+        default=20,
+        description="Fewer calls of one worker than this within `window_seconds` say nothing.",
     )
     window_seconds: Wait = Field(default=10.0, description="How far back calls count.")
     connect_failures: Positive = Field(
@@ -169,7 +170,8 @@ class RetryBudgetSettings(Section):
         default=0.3, description="Retries may be this share of the requests of the last 10 seconds."
     )
     per_second: Amount = Field(
-        default=3.0, description="So many more are allowed, for times with little traffic."
+        default=3.0,
+        description="So many more of one worker are allowed, for times with little traffic.",
     )
 
     @model_validator(mode="before")

@@ -53,7 +53,7 @@ class AiohttpTransport:
         self._config = config
         needs_tls = config.base_url.startswith("https:")
         self._tls: ssl.SSLContext | None = tls_context(config) if needs_tls else None
-        self._places = Places(config.max_connections, config.timeouts.first_byte_seconds)
+        self._places = Places(config)
         self._session: aiohttp.ClientSession | None = None
 
     async def send(self, request: UpstreamRequest) -> UpstreamResponse:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from proxy.clock import Clock
-from proxy.errors import UpstreamError, UpstreamTimeout
+from proxy.errors import NoConnectionFree, UpstreamError, UpstreamTimeout
 from proxy.upstream.base import (
     AttemptObserver,
     Outgoing,
@@ -138,12 +138,15 @@ class Attempts:
         had_full_time = self._has_full_time(upstream.config)
         try:
             body, usage_requested = await self._body(profile, upstream.config)
-            response = await upstream.transport.send(self._request(upstream, body, lease))
+            response = await upstream.transport.send(self._request(profile, upstream, body, lease))
             try:
                 answered = await self._judged(upstream, response, passage, ahead)
             except BaseException:  # cancellation too: nobody else has this response
                 await response.aclose()
                 raise
+        except NoConnectionFree:  # nothing was sent, and nothing learned of the upstream
+            upstream.release(lease)
+            raise
         except UpstreamError as error:
             upstream.release(lease)
             self.may_be_done = self.may_be_done or not error.connecting
@@ -228,7 +231,7 @@ class Attempts:
         return await asyncio.to_thread(body_for, config, profile, self._outgoing, raw)
 
     def _request(
-        self, upstream: Upstream, body: bytes | Upload | None, lease: Lease | None
+        self, profile: Profile, upstream: Upstream, body: bytes | Upload | None, lease: Lease | None
     ) -> UpstreamRequest:
         headers = for_upstream(
             self._outgoing.written or self._outgoing.headers,
@@ -238,7 +241,7 @@ class Attempts:
             keep_length=self._upload is not None,
             upgrade=self._outgoing.upgrade,
         )
-        url = url_for(upstream.config, self._outgoing)
+        url = url_for(upstream.config, profile, self._outgoing)
         return UpstreamRequest(
             self._outgoing.method, url, headers, body, self.seconds_left, self._outgoing.upgrade
         )

@@ -167,7 +167,9 @@ class AttemptObserver(Protocol):
         ...
 
     def withheld(self, upstream: str, reason: str) -> None:
-        """`reason` is `circuit-open`, `retry-budget`, `queue-full` or `queue-timeout`."""
+        """`reason` is `circuit-open`, `retry-budget`, `queue-full`, `queue-timeout` or
+        `no-connection-free`.
+        """
         ...
 
     def waited(self, upstream: str, seconds: float) -> None:

@@ -10,6 +10,7 @@ import orjson
 
 from proxy.core.catalogue import Listing, Model, merged_list, model_object, models_in
 from proxy.core.coding import UnreadableCoding, decoder
+from proxy.core.resources import PARTIAL
 from proxy.core.wire import Headers, header
 from proxy.errors import UpstreamError, UpstreamProtocolError, UpstreamTimeout
 from proxy.upstream.base import Chain, Exchange, Forwarder, Outgoing, Profile, UpstreamResponse
@@ -22,6 +23,7 @@ _OK: Final = 200
 _OTHERS_SECONDS: Final = 5.0
 # It has no list, or tells of no single model: what is listed here stands all the same.
 _NO_LIST: Final = frozenset({404, 405})
+_ABOUT_THE_FORM: Final = frozenset({*PARTIAL, b"accept", b"accept-encoding"})
 
 
 class Catalogue:
@@ -118,7 +120,8 @@ class Catalogue:
         if answered is None:  # nobody was needed
             upstream = chain.profiles[0].upstream if chain.profiles else ""
             answered = Exchange(_composed(b""), upstream, upstream)
-        return replace(answered, response=_composed(body), fallback=is_partial)
+        composed = _composed(body, *(each.exchange for each in told))
+        return replace(answered, response=composed, fallback=is_partial)
 
     async def _models(self, profile: Profile, outgoing: Outgoing, *, is_needed: bool) -> "_Told":
         """What an upstream tells: no models where it has no list."""
@@ -151,7 +154,8 @@ class Catalogue:
             known = _object(body)
         elif not (listed and exchange.response.status in _NO_LIST):
             return exchange
-        return replace(exchange, response=_composed(orjson.dumps(model_object(name, known))))
+        composed = _composed(orjson.dumps(model_object(name, known)), exchange)
+        return replace(exchange, response=composed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,9 +179,10 @@ def _model_id(path: str) -> str | None:
 
 
 def _plain(outgoing: Outgoing) -> Outgoing:
-    """The same, for an answer that is read here."""
-    headers = [pair for pair in outgoing.headers if pair[0].lower() != b"accept-encoding"]
-    return replace(outgoing, headers=(*headers, (b"accept-encoding", b"identity")))
+    """The same, for an answer that is read here: the whole of it, as JSON."""
+    headers = [pair for pair in outgoing.headers if pair[0].lower() not in _ABOUT_THE_FORM]
+    wanted = ((b"accept", b"application/json"), (b"accept-encoding", b"identity"))
+    return replace(outgoing, headers=(*headers, *wanted))
 
 
 def _object(body: bytes) -> Model:
@@ -205,8 +210,11 @@ class _Whole:
         """It holds nothing."""
 
 
-def _composed(body: bytes) -> UpstreamResponse:
-    return _Whole(_OK, ((b"content-type", b"application/json"),), body)
+def _composed(body: bytes, *sources: Exchange | None) -> UpstreamResponse:
+    """An answer that is made here; it depends on what those depend on that it was made of."""
+    headers = [pair for source in sources if source for pair in source.response.headers]
+    varies = [pair for pair in headers if pair[0].lower() == b"vary"]
+    return _Whole(_OK, ((b"content-type", b"application/json"), *varies), body)
 
 
 async def _read(exchange: Exchange) -> tuple[Exchange, bytes]:

@@ -5,7 +5,7 @@ import socket
 import ssl
 from collections.abc import Callable
 
-from proxy.errors import UpstreamProtocolError, UpstreamTimeout
+from proxy.errors import NoConnectionFree, UpstreamProtocolError
 from proxy.upstream.config import UpstreamConfig
 
 # A dead peer is noticed after 60 + 4 * 15 s, also while a model thinks and sends nothing.
@@ -59,16 +59,18 @@ def least(first: float | None, second: float | None) -> float | None:
 
 
 class Places:
-    """At most `limit` requests at once; the others wait in line, first come first served."""
+    """So many requests at once as there may be connections; the others wait, first come first."""
 
-    def __init__(self, limit: int | None, patience_seconds: float | None) -> None:
+    def __init__(self, config: UpstreamConfig) -> None:
+        limit = config.max_connections
+        self._name = config.name
         self._places = None if limit is None else asyncio.Semaphore(limit)
-        self._patience = patience_seconds
+        self._patience = config.timeouts.first_byte_seconds
 
     async def enter(self, seconds: float | None = None) -> Callable[[], None]:
         """Wait for a place; what is returned gives it back, once.
 
-        The wait is no longer than `seconds`, where that is given. Raises `UpstreamTimeout`.
+        The wait is no longer than `seconds`, where that is given. Raises `NoConnectionFree`.
         """
         places = self._places
         if places is None:
@@ -77,7 +79,11 @@ class Places:
             async with asyncio.timeout(least(self._patience, seconds)):
                 await places.acquire()
         except TimeoutError:
-            raise UpstreamTimeout("No connection to the upstream became free in time.") from None
+            raise NoConnectionFree(
+                f"As many connections to the upstream {self._name!r} as the proxy may have "
+                "(max_connections) are in use, and none became free in time.",
+                retry_after_seconds=1.0,
+            ) from None
         return _Once(places.release)
 
 

@@ -6,7 +6,7 @@ from functools import partial
 from typing import assert_never
 
 from proxy.clock import Clock
-from proxy.errors import UpstreamBusy, UpstreamError, UpstreamTimeout
+from proxy.errors import NoConnectionFree, UpstreamBusy, UpstreamError, UpstreamTimeout
 from proxy.upstream.attempt import Ahead, Answered, Attempts
 from proxy.upstream.base import AttemptObserver, Chain, Exchange, Outgoing, Profile
 from proxy.upstream.connection import least
@@ -25,6 +25,8 @@ class _Turn:
 
     `tried` and `refused` are indexes of keys. `owes`: the upstream failed, and the next attempt is
     the retry of that; `repeats`: a key that was not refused may be used once more for it.
+    `lacked_key`: when there was none to try; one is waited for until `waits_until` (both monotonic
+    seconds).
     """
 
     profile: Profile
@@ -34,6 +36,8 @@ class _Turn:
     refused: set[int] = field(default_factory=set)
     owes: bool = False
     repeats: bool = False
+    lacked_key: float | None = None
+    waits_until: float | None = None
 
 
 class Course:
@@ -112,7 +116,21 @@ class Course:
         return exchange
 
     async def _through(self, turn: _Turn) -> Exchange | None:
-        """Try one profile when it is this request's turn; None where the next one is to come."""
+        """Try one profile; None where the next one is to come.
+
+        Who waits for a key has no place at the upstream meanwhile, nor the probe of its circuit.
+        """
+        while (exchange := await self._in_turn(turn)) is None:
+            lacked, turn.lacked_key = turn.lacked_key, None
+            if lacked is None:
+                return None
+            if not await self._key_comes(turn, lacked):
+                self._last_word.had_no_key(turn.upstream)
+                return None
+        return exchange
+
+    async def _in_turn(self, turn: _Turn) -> Exchange | None:
+        """Try one profile when it is this request's turn."""
         gate = turn.upstream.gate
         if gate is None:
             return await self._tried(turn)
@@ -154,7 +172,6 @@ class Course:
                 if upstream.pool is not None:
                     lease = await self._lease(turn)
                     if lease is None:
-                        self._last_word.had_no_key(upstream)
                         return None
                 if turn.owes:
                     upstream.guard.retried()
@@ -167,19 +184,33 @@ class Course:
         return None
 
     async def _lease(self, turn: _Turn) -> Lease | None:
-        """A key that this request has not tried; the last profile may wait for its first one."""
+        """A key that this request has not tried."""
         upstream, may_probe = turn.upstream, not self._attempts.is_upload
-        patience = 0.0
-        if not self._ahead and not turn.tried:
-            left = self._attempts.seconds_left
-            patience = least(upstream.config.wait_for_key_seconds, left) or 0.0
         need = await self._needs.of(turn.profile, upstream)
-        lease = await upstream.lease(turn.tried, need, patience=patience, may_probe=may_probe)
+        now = upstream.clock.monotonic()
+        lease = upstream.lease(now, turn.tried, need, may_probe=may_probe)
         if lease is None and turn.repeats and upstream.is_short_of_keys:
-            lease = await upstream.lease(turn.refused, need, patience=0.0, may_probe=False)
-        if lease is not None:
+            lease = upstream.lease(now, turn.refused, need, may_probe=False)
+        if lease is None:
+            turn.lacked_key = now
+        else:
             turn.tried.add(lease.index)
         return lease
+
+    async def _key_comes(self, turn: _Turn, now: float) -> bool:
+        """Wait for a key to try; only the last profile may, and only for its first one."""
+        if self._ahead or turn.tried:
+            return False
+        upstream = turn.upstream
+        if turn.waits_until is None:
+            turn.waits_until = now + upstream.config.wait_for_key_seconds
+        patience = least(turn.waits_until - now, self._attempts.seconds_left) or 0.0
+        seconds = upstream.soonest_key(self._needs.last(upstream), now)
+        if seconds is None or seconds > patience:
+            return False
+        # The floor keeps a clock of coarse steps from turning here.
+        await upstream.clock.sleep(max(seconds, 0.001))
+        return True
 
     async def _attempt(
         self, turn: _Turn, lease: Lease | None, passage: Passage
@@ -197,6 +228,10 @@ class Course:
         self, turn: _Turn, lease: Lease | None, result: Answered | UpstreamError
     ) -> bool:
         """Take note of what did not succeed; whether the same profile is asked again."""
+        if isinstance(result, NoConnectionFree):
+            self._withhold(turn.upstream, "no-connection-free")
+            self._last_word.failed(result)
+            return False
         if isinstance(result, UpstreamError):
             self._last_word.failed(result)
             self._stopped = not self._attempts.is_repeatable

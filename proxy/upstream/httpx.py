@@ -55,7 +55,7 @@ class HttpxTransport:
             socket_options=socket_options(),
         )
         self._tasks = TaskGroup()
-        self._places = Places(config.max_connections, config.timeouts.first_byte_seconds)
+        self._places = Places(config)
 
     async def send(self, request: UpstreamRequest) -> UpstreamResponse:
         """Send, and return when the response's headers are there. Raises `UpstreamError`."""

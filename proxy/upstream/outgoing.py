@@ -7,6 +7,7 @@ import orjson
 
 from proxy.core.splice import add_missing, set_members, with_usage_requested
 from proxy.core.wire import JsonValue
+from proxy.errors import RequestError
 from proxy.upstream.base import Outgoing, Profile
 from proxy.upstream.config import UpstreamConfig
 
@@ -29,12 +30,25 @@ def is_repeatable(outgoing: Outgoing) -> bool:
     )
 
 
-def url_for(config: UpstreamConfig, outgoing: Outgoing) -> str:
+def model_in(query: str) -> str | None:
+    """The model that a query names; None for none. Raises `RequestError` where it names several."""
+    parts = [part for part in query.split("&") if _parameter(part) == "model"]
+    named = {unquote_plus(part.partition("=")[2]) for part in parts}
+    if len(named) > 1:
+        raise RequestError("The query names several models.", param="model", code="invalid_value")
+    return named.pop() or None if named else None
+
+
+def url_for(config: UpstreamConfig, profile: Profile, outgoing: Outgoing) -> str:
     """The raw path and query after the upstream's root; its own parameters win over the client's.
 
-    Nothing is decoded or encoded anew.
+    Nothing is decoded or encoded anew but the model of a WebSocket, whose query alone names it.
     """
     query = outgoing.query
+    if outgoing.upgrade and profile.model is not None:
+        model = f"model={quote(profile.model, safe='')}"
+        parts = [model if _parameter(part) == "model" else part for part in query.split("&")]
+        query = "&".join(parts)
     if config.query:
         own = {name for name, _ in config.query}
         passed = [part for part in query.split("&") if part and _parameter(part) not in own]

@@ -30,26 +30,14 @@ class Upstream:
     clock: Clock
     gate: Gate | None = None
 
-    async def lease(
-        self, excluded: Container[int], need: Need, *, patience: float, may_probe: bool
+    def lease(
+        self, now: float, excluded: Container[int], need: Need, *, may_probe: bool
     ) -> Lease | None:
-        """A key whose index is not `excluded`, if there is or comes one within `patience`."""
-        pool = self.pool
-        assert pool is not None
-        while True:
-            now = self.clock.monotonic()
-            for transition in pool.settle(now):
-                tell(self.config.name, transition)
-            lease = pool.acquire(now, excluded, may_probe=may_probe, need=need)
-            if lease is not None:
-                return lease
-            soonest = pool.soonest(now, need)
-            if soonest is None or soonest > patience:
-                return None
-            # The floor keeps a clock of coarse steps from turning here.
-            seconds = max(soonest, 0.001)
-            patience -= seconds
-            await self.clock.sleep(seconds)
+        """A key whose index is not `excluded`, if there is one `now`."""
+        assert self.pool is not None
+        for transition in self.pool.settle(now):
+            tell(self.config.name, transition)
+        return self.pool.acquire(now, excluded, may_probe=may_probe, need=need)
 
     def report(self, lease: Lease | None, verdict: Verdict, headers: Headers) -> None:
         """What an answer showed of the key that it came by."""
@@ -69,9 +57,10 @@ class Upstream:
         if self.pool is not None and lease is not None:
             self.pool.release(lease)
 
-    def soonest_key(self, need: Need) -> float | None:
-        """Seconds until a key that rests may be used again; None where none rests."""
-        return None if self.pool is None else self.pool.soonest(self.clock.monotonic(), need)
+    def soonest_key(self, need: Need, now: float | None = None) -> float | None:
+        """Seconds from `now` until a key that rests may be used again; None where none rests."""
+        now = self.clock.monotonic() if now is None else now
+        return None if self.pool is None else self.pool.soonest(now, need)
 
     def is_exhausted(self, need: Need) -> bool:
         """True where there are keys, and none can be given out."""

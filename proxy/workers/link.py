@@ -13,6 +13,7 @@ from proxy.core.families import Family
 from proxy.core.selectors import Mark, Selector
 from proxy.errors import WorkersSilent
 from proxy.runtime import Settings
+from proxy.runtime.key_reports import Report
 from proxy.tasks import TaskGroup
 from proxy.workers.messages import Kind, Message, Topic, Unpacker, packed
 
@@ -85,6 +86,10 @@ class Link(asyncio.Protocol):
         """What all workers have counted, `own` included. Raises WorkersSilent."""
         reports = await self._ask(Topic.METRICS, [family.as_json() for family in own])
         return [[Family.of_json(family) for family in report] for report in reports]
+
+    async def keys(self, own: Report) -> dict[int, Report]:
+        """What those that serve know of upstream keys, `own` included. Raises WorkersSilent."""
+        return dict(await self._ask(Topic.KEYS, own))
 
     async def _ask(self, topic: Topic, body: Any) -> Any:
         self._last += 1

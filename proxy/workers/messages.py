@@ -22,6 +22,7 @@ class Topic(StrEnum):
     """What a question is about. Who asks is a worker; asked are all others, and all answer."""
 
     METRICS = "metrics"  # what have you counted? The body is what the asker has.
+    KEYS = "keys"  # what do you know of upstream keys? The body is what the asker does
     PURGED = "purged"  # have this purge in force, then answer
     RELOAD = "reload"  # of the supervisor: have these settings in force, then answer
 

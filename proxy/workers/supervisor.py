@@ -255,8 +255,7 @@ class Supervisor:
             if message["kind"] == Kind.READY:
                 self._do(self._roster.ready(worker.number))
                 self._announce()
-            else:
-                self._switchboard.take(worker.number, message)
+            self._switchboard.take(worker.number, message)
 
     def _announce(self) -> None:
         if self._roster.is_complete and not self._announced:

@@ -11,6 +11,8 @@ from proxy.workers.messages import Kind, Message, Topic, packed
 
 # How long the others are waited for, whoever asks.
 _ANSWER_SECONDS: Final = 1.0
+# What only those have to tell of that serve.
+_REPORTS: Final = frozenset({Topic.METRICS, Topic.KEYS})
 
 
 class Switchboard:
@@ -20,6 +22,7 @@ class Switchboard:
         self._clock = clock
         self._own = own
         self._lines: dict[int, Line] = {}
+        self._serving: set[int] = set()
         self._questions = Questions()
         self._ledger = Ledger()
         self._reloaded: Callable[[set[int]], None] = lambda _: None
@@ -31,12 +34,15 @@ class Switchboard:
     def unplug(self, number: int) -> None:
         """A worker has ended, and its last words were taken."""
         self._lines.pop(number).hang_up()
+        self._serving.discard(number)
         self._ledger.ended(number)
         self._settle(self._questions.ended(number))
 
     def take(self, number: int, message: Message) -> None:
         """A worker said this."""
         match message["kind"]:
+            case Kind.READY:
+                self._serving.add(number)
             case Kind.BEAT:
                 if "families" in message:
                     self._ledger.told(number, message["families"])
@@ -67,10 +73,16 @@ class Switchboard:
         return self._questions.next_until()
 
     def _ask(self, asker: int | None, asked_by: int, topic: str, body: Any) -> None:
-        """Put a question to all workers but the one that asks."""
-        asked = {number for number in self._lines if number != asker}
+        """Put a question to all workers but the one that asks.
+
+        One that has yet to start hears of purges and settings all the same.
+        """
+        able = self._serving if topic in _REPORTS else self._lines.keys()
+        asked = {number for number in able if number != asker}
         until = self._clock.monotonic() + _ANSWER_SECONDS
         question = Question(asker, asked_by, topic, set(asked), until)
+        if asker is not None and topic == Topic.KEYS:
+            question.replies[asker] = body
         asked_as, settled = self._questions.put(question)
         for number in asked:
             message = {"id": asked_as, "topic": topic, "body": body}
@@ -82,6 +94,9 @@ class Switchboard:
             if question.topic == Topic.METRICS:
                 own = [family.as_json() for family in self._own()]
                 self._reply(question, [*self._ledger.reports(), own])
+            elif question.topic == Topic.KEYS:
+                told = sorted(question.replies.items())
+                self._reply(question, [each for each in told if each[1] is not None])
             elif question.topic == Topic.RELOAD:
                 self._reloaded(question.unconfirmed)
             else:

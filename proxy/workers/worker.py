@@ -13,6 +13,7 @@ from proxy.clock import SystemClock
 from proxy.edge.app import create_app
 from proxy.errors import SettingsError
 from proxy.runtime import Runtime, Settings
+from proxy.runtime.key_reports import Report
 from proxy.workers.accepting import Crowd
 from proxy.workers.link import Link, mark_of, settings_of
 from proxy.workers.messages import Kind, Topic
@@ -79,6 +80,9 @@ def _answerers(runtime: Runtime) -> dict[str, Any]:
     async def metrics(_: object) -> list[list[Any]]:
         return [family.as_json() for family in await runtime.families()]
 
+    async def keys(_: object) -> Report:
+        return runtime.own_key_report()
+
     async def purged(body: dict[str, Any]) -> bool:
         await runtime.purged_elsewhere(mark_of(body))
         return True
@@ -87,4 +91,9 @@ def _answerers(runtime: Runtime) -> dict[str, Any]:
         runtime.reload(settings_of(body))
         return True
 
-    return {Topic.METRICS: metrics, Topic.PURGED: purged, Topic.RELOAD: reload}
+    return {
+        Topic.METRICS: metrics,
+        Topic.KEYS: keys,
+        Topic.PURGED: purged,
+        Topic.RELOAD: reload,
+    }

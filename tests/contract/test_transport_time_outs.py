@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from proxy.errors import UpstreamTimeout, UpstreamUnreachable
+from proxy.errors import NoConnectionFree, UpstreamTimeout, UpstreamUnreachable
 from proxy.upstream.base import Timeouts, UpstreamRequest
 from tests.contract.raw_server import (
     CHUNKED,
@@ -141,6 +141,6 @@ async def test_B68_the_wait_in_line_is_part_of_the_budget(opened: Opener) -> Non
     ):
         first = await transport.send(post(server.root))
         async with asyncio.timeout(SOON):
-            with pytest.raises(UpstreamTimeout):
+            with pytest.raises(NoConnectionFree):
                 await transport.send(replace(post(server.root), budget_seconds=0.05))
         await first.aclose()

@@ -126,6 +126,31 @@ def test_a_closed_list_has_no_others_and_needs_nobody(
     assert (refused.status_code, error_of(refused)["code"]) == (404, "model_not_found")
 
 
+@pytest.mark.parametrize(
+    "header", [{"if-none-match": "*"}, {"range": "bytes=0-9"}, {"accept": "text/html"}], ids=str
+)
+def test_a_merged_list_is_given_whole_whatever_part_or_form_was_asked_for(
+    ask: NewAsker, site: Site, several: dict[str, Any], header: dict[str, str]
+) -> None:
+    read = Reader(ask(several), site)
+    site.standin.app.script(listing("gpt-large"), path=LISTED)
+    assert ids(read, headers=header) == ["big", "cheap", "plain", "default", "gpt-large"]
+    asked = site.standin.app.requests[-1]
+    assert asked.header("accept") == "application/json"
+    assert not any(asked.header(name) for name in header if name != "accept")
+    assert x_cache(read(LISTED)) == "HIT"
+
+
+def test_a_merged_list_depends_on_what_the_lists_in_it_depend_on(
+    ask: NewAsker, site: Site, several: dict[str, Any]
+) -> None:
+    read = Reader(ask(several), site)
+    varying = listing("gpt-large", headers=(("vary", "X-Region"),))
+    site.standin.app.script(varying, times=None, path=LISTED)
+    assert read(LISTED).headers["vary"] == "X-Region"
+    assert x_cache(read(LISTED)) == "MISS"
+
+
 def test_a_closed_list_of_nothing_is_empty(ask: NewAsker, site: Site) -> None:
     read = Reader(ask({"unlisted_models": "refuse", "catalogue": "merged"}), site)
     assert ids(read) == []

@@ -1,8 +1,10 @@
 """Over HTTP: GETs that are answered from the cache, and writes that make them out of date."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
+import httpx
 import orjson
 import pytest
 
@@ -60,9 +62,10 @@ def test_B70_nobody_reads_what_another_credential_could(read: Reader) -> None:
     [
         ({"params": {"limit": "1"}}, {"params": {"limit": "2"}}),
         ({"headers": {"OpenAI-Organization": "a"}}, {"headers": {"OpenAI-Organization": "b"}}),
+        ({"headers": {"OpenAI-Project": "a"}}, {"headers": {"OpenAI-Project": "b"}}),
         ({"headers": {"OpenAI-Beta": "assistants=v1"}}, {"headers": {"OpenAI-Beta": "v2"}}),
     ],
-    ids=["query", "account", "vary"],
+    ids=["query", "account", "project", "vary"],
 )
 def test_B19_query_account_and_vary_keep_entries_apart(
     read: Reader, site: Site, one: dict[str, Any], other: dict[str, Any]
@@ -150,15 +153,124 @@ def test_HEAD_is_answered_from_the_stored_GET(read: Reader, site: Site) -> None:
         assert wire.read_all().count(b"HTTP/1.1 200") == 2
 
 
-@pytest.mark.parametrize("name", ["range", "if-none-match", "if-modified-since"])
-def test_B60_partial_and_conditional_reads_pass_through(
-    read: Reader, site: Site, name: str
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("range", "bytes=0-1"), ("if-none-match", "*"), ("if-modified-since", "x"),
+     ("accept", "text/csv")],
+)  # fmt: skip
+def test_B60_reads_of_a_part_a_change_or_another_form_pass_through(
+    read: Reader, site: Site, name: str, value: str
 ) -> None:
     site.standin.app.script(tells(1), times=None, path=ONE)
     read(ONE)
-    answer = read(ONE, headers={name: "bytes=0-1"})
+    answer = read(ONE, headers={name: value})
     assert "x-cache" not in answer.headers
-    assert site.standin.app.requests[-1].header(name) == "bytes=0-1"
+    assert site.standin.app.requests[-1].header(name) == value
+
+
+def test_B14_a_part_that_nobody_asked_for_is_not_kept(read: Reader, site: Site) -> None:
+    part = tells(1, status=206, headers=(("content-range", "bytes 0-9/20"),))
+    site.standin.app.script(part, times=None, path=ONE)
+    assert [read(ONE).status_code for _ in range(2)] == [206, 206]
+    assert read.asker.stored() == 0
+
+
+def test_B14_an_answer_is_kept_only_if_the_key_has_all_that_it_varies_on(
+    ask: NewAsker, site: Site
+) -> None:
+    resource = {"paths": ["/v1/assistants/*"], "vary": ["Accept-Language"]}
+    read = Reader(ask({"cache_settings": {"resources": [resource]}}), site)
+    known, unknown = ONE, "/assistants/asst_2"
+    for path, vary in ((known, "Origin, Accept-Language"), (unknown, "Cookie")):
+        script = tells(1, headers=(("vary", vary),))
+        site.standin.app.script(script, times=None, path=path)
+    assert [x_cache(read(known)) for _ in range(2)] == ["MISS", "HIT"]
+    assert x_cache(read(known, headers={"accept-language": "cs"})) == "MISS"
+    assert "not-stored:vary" in str(detail(read(unknown)))
+    assert x_cache(read(unknown)) == "MISS"
+
+
+@pytest.mark.parametrize(("honors", "told"), [(False, "HIT"), (True, "MISS")])
+def test_B13_the_upstreams_cache_control_counts_where_it_is_to(
+    ask: NewAsker, site: Site, honors: bool, told: str
+) -> None:
+    resource = {"paths": ["/v1/assistants/*"], "honor_upstream": honors}
+    read = Reader(ask({"cache_settings": {"resources": [resource]}}), site)
+    headers = (("cache-control", "private"), ("set-cookie", "session=1"))
+    site.standin.app.script(tells(1, headers=headers), times=None, path=ONE)
+    assert read(ONE).headers["set-cookie"] == "session=1"
+    again = read(ONE)
+    assert x_cache(again) == told
+    assert ("set-cookie" in again.headers) is honors  # a new answer brings its own
+
+
+def test_B8_explain_tells_key_rule_and_state_of_a_read(ask: NewAsker, site: Site) -> None:
+    resources = [{"paths": ["/v1/assistants/*"]}, {"paths": ["/v1/files/*"], "ttl_seconds": 0}]
+    over = {"cache_settings": {"resources": resources}, "admin": {"key_hashes": [hash_key("adm")]}}
+    read = Reader(ask(over), site)
+    site.standin.app.script(tells(1), times=None, path=ONE)
+    admin = {"x-admin-key": "adm", "openai-beta": "v2", "openai-project": "p"}
+
+    def told(target: str, **more: str) -> tuple[int, Any]:
+        url = f"{read.asker.proxy.url}/admin/explain"
+        headers = {"authorization": f"Bearer {read.asker.key}", **admin, **more}
+        answer = httpx.post(
+            url, params={"get": target}, headers=headers, verify=False, trust_env=False
+        )
+        return answer.status_code, answer.json()
+
+    _, before = told(f"/v1{ONE}?x=y")
+    assert (before["would_be"], before["reason"], before["rule"]) == (
+        "MISS",
+        "absent",
+        "resource-1",
+    )
+    answer = read(f"{ONE}?x=y", headers=admin)
+    assert cache_status(answer)["key"] == before["digest"]
+    _, after = told(f"/v1{ONE}?x=y")
+    assert (after["would_be"], after["stored"]["rule"]) == ("HIT", "resource-1")
+    assert 0 < after["stored"]["ttl_seconds"] <= 300
+    assert after["store_key"] == before["store_key"] != told(f"/v1{ONE}")[1]["store_key"]
+    for target, more, reason in (
+        ("/v1/threads/t", {}, "no-rule"),
+        ("/v1/files/f", {}, "no-rule"),
+        (f"/v1{ONE}", {"range": "bytes=0-1"}, "not-cacheable"),
+    ):
+        _, passing = told(target, **more)
+        assert (passing["would_be"], passing["reason"]) == ("BYPASS", reason)
+    status, refused = told("/models")
+    assert (status, refused["error"]["param"]) == (400, "get")
+
+
+@pytest.mark.parametrize("status", [401, 403, 429])
+def test_B70_readers_with_other_credentials_share_no_refusal(
+    read: Reader, site: Site, status: int
+) -> None:
+    refusal = replace(server_error(status), hold="all")
+    site.standin.app.script(refusal, credential="sk-a")
+    site.standin.app.script(tells(2), credential="sk-b")
+    with ThreadPoolExecutor(1) as pool:
+        refused = pool.submit(read, ONE, key="sk-a")
+        site.standin.app.wait_for_requests(1)
+        answer = read(ONE, key="sk-b")
+        assert (answer.status_code, answer.json()["version"]) == (200, 2)
+        site.standin.app.gate("all").set()
+        assert refused.result().status_code == status
+
+
+def test_B40_who_sent_other_headers_does_not_share_an_error_that_blames_the_request(
+    read: Reader, site: Site
+) -> None:
+    site.standin.app.script(replace(server_error(400), hold="all"), path=ONE)
+    site.standin.app.script(tells(1), path=ONE)
+    with ThreadPoolExecutor(2) as pool:
+        bad = pool.submit(read, ONE)
+        site.standin.app.wait_for_requests(1)
+        follower = pool.submit(read, ONE, headers={"anthropic-version": "2023-06-01"})
+        eventually(lambda: read.asker.counted("magic_proxy_in_flight") == 2)
+        site.standin.app.gate("all").set()
+        assert bad.result().status_code == 400
+        assert follower.result().json()["version"] == 1
 
 
 def test_B65_an_upstreams_error_comes_through(read: Reader, site: Site) -> None:

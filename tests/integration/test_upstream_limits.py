@@ -32,11 +32,13 @@ def wires() -> Iterator[ExitStack]:
         yield stack
 
 
-def ask_aside(wires: ExitStack, asker: Asker, text: str, client: str = "greedy") -> Wire:
+def ask_aside(
+    wires: ExitStack, asker: Asker, text: str, client: str = "greedy", *, stream: bool = False
+) -> Wire:
     """A request on a connection of its own, whose answer is read later."""
     wire = wires.enter_context(Wire(asker.proxy.url))
     key = {"authorization": f"Bearer sk-{client}"}
-    wire.request("POST", "/v1" + CHAT_PATH, chat(text), key)
+    wire.request("POST", "/v1" + CHAT_PATH, chat(text, stream=stream), key)
     return wire
 
 
@@ -99,6 +101,25 @@ def test_who_waits_too_long_gets_a_429(ask: NewAsker, site: Site, wires: ExitSta
     assert (answer.status_code, error_of(answer)["code"]) == (429, "upstream_queue_timeout")
     site.standin.app.gate("busy").set()
     drained(asker)
+
+
+def test_B68_who_finds_all_connections_in_use_is_told_so_and_the_circuit_stays_closed(
+    ask: NewAsker, site: Site, wires: ExitStack
+) -> None:
+    over = {"max_concurrent": None, "max_connections": 1, "circuit": {"connect_failures": 1}}
+    asker = ask(limits(timeouts={"first_byte_seconds": 0.5}, **over))
+    site.standin.app.script(Script(hold="busy", hold_after=1))
+    first = ask_aside(wires, asker, "connected first", stream=True)
+    first.read_until(b"\r\n\r\n")
+    for _ in range(2):
+        answer = asker(chat("connected second"), key="sk-modest")
+        assert answer.status_code == 503
+        assert error_of(answer)["code"] == "upstream_no_connection_free"
+        assert answer.headers["retry-after"] == "1"
+    withheld = 'magic_proxy_upstream_withheld_total{reason="no-connection-free",upstream="openai"}'
+    assert asker.counted(withheld) == 2
+    site.standin.app.gate("busy").set()
+    assert b"[DONE]" in first.read_until(b"[DONE]")
 
 
 def test_who_goes_away_while_waiting_leaves_no_slot_behind(

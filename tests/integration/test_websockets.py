@@ -278,6 +278,41 @@ def test_B60_a_resource_by_a_pattern_that_fits_is_still_a_websocket(ways: Ways) 
         wire.read_until(FROM_UPSTREAM)
 
 
+def test_B63_the_model_in_the_query_leads_where_it_leads_in_a_body(ways: Ways) -> None:
+    settings = {
+        "upstreams": {"down": {"base_url": "http://127.0.0.1:1/v1", "api_keys": ["sk-down"]}},
+        "models": {
+            "talk": {"upstream": "down", "model": "theirs", "fallbacks": ["talk-too"]},
+            "talk-too": {"upstream": "openai", "model": "gpt/realtime"},
+        },
+        "aliases": {"voice": "talk"},
+        "clients": "open",
+    }
+    way = ways(NAMES[0], settings)
+    way.upstream.serve = accepts
+    with Wire(way.proxy.url) as wire:
+        wire.request("GET", "/v1/realtime?a=%2F&model=voice&b=+", headers=ASKED)
+        wire.read_until(b"\r\n\r\n")
+    assert wire.status == 101
+    assert way.upstream.wait().target == b"/v1/realtime?a=%2F&model=gpt%2Frealtime&b=+"
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "code"),
+    [("model=unknown", 404, b'"model_not_found"'), ("model=a&model=b", 400, b'"invalid_value"')],
+)
+def test_B73_a_model_that_leads_nowhere_is_refused_before_the_upstream(
+    query: str, status: int, code: bytes, ways: Ways
+) -> None:
+    way = ways(NAMES[0], {"models": {"talk": {"upstream": "openai"}}, "unlisted_models": "refuse"})
+    with Wire(way.proxy.url) as wire:
+        wire.request("GET", f"/v1/realtime?{query}", headers=ASKED)
+        wire.read_all()
+    assert wire.status == status
+    assert code in wire.rest
+    assert way.upstream.seen == []
+
+
 def test_B71_B72_who_shows_no_known_key_is_refused_before_the_upstream(ways: Ways) -> None:
     way = ways(NAMES[0], {**KEYS, "upstreams": {"openai": {"api_keys": ["sk-up"]}}})
     with Wire(way.proxy.url) as wire:

@@ -9,8 +9,10 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from typer.testing import CliRunner
 
-from proxy.standin import RunningStandIn, Script, start_standin
+from proxy.cli.main import app
+from proxy.standin import RunningStandIn, Script, rate_limited, start_standin
 from tests.integration.contract import chat, metric, metrics
 from tests.integration.processes import json_lines
 from tests.integration.purges import ADMIN, ADMIN_KEY, RULE
@@ -110,6 +112,39 @@ def test_a_scrape_of_any_worker_tells_of_all(
         tier: after[f'magic_proxy_store_entries{{store="{tier}"}}'] for tier in ("disk", "memory")
     }
     assert entries["memory"] > entries["disk"] >= 1
+
+
+def test_B66_the_admin_is_told_what_all_workers_know_of_keys(
+    upstream: RunningStandIn, tmp_path: Path
+) -> None:
+    over = {
+        "admin": ADMIN,
+        "store": "memory",  # states are not shared
+        "clients": "open",
+        "upstreams": {"openai": {"base_url": upstream.base_url, "api_keys": ["k1", "k2"]}},
+    }
+    with (
+        start_workers(tmp_path, upstream.base_url, 2, over) as proxy,
+        proxy.client_of(1) as one,
+        proxy.client_of(2) as other,
+    ):
+        for number, client in enumerate((one, other)):
+            assert ask(client, f"keys-{number}") == "MISS"
+        upstream.app.script(rate_limited("600"), credential="k2")
+        assert ask(other, "keys-limited") == "MISS"
+        headers = {"x-admin-key": ADMIN_KEY}
+        answers = [client.get("/admin/keys", headers=headers) for client in (one, other)]
+        env = {"MAGIC_PROXY_ADMIN_KEY": ADMIN_KEY, "COLUMNS": "200"}
+        shown = CliRunner(env=env).invoke(app, ["keys", "--url", proxy.url]).stdout
+    reports = [answer.json() for answer in answers]
+    assert reports[0] == reports[1]
+    assert reports[0]["workers"] == 2
+    first, second = reports[0]["upstreams"]["openai"]
+    assert (first["uses"], first["state"]) == (3, "available")
+    assert "workers" not in first
+    assert (second["uses"], second["failures"], second["state"]) == (1, 1, "cooling")
+    assert second["workers"] == {"1": "available", "2": "cooling"}
+    assert shown.splitlines()[2].endswith("worker 1: available  worker 2: cooling")
 
 
 def test_B54_a_purge_through_one_worker_is_in_force_in_all_when_it_is_answered(

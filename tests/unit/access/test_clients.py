@@ -5,13 +5,13 @@ import pytest
 from proxy.access.base import Identity
 from proxy.access.clients import (
     ADMIN_HEADER,
-    CREDENTIAL_HEADERS,
     Access,
     Client,
     ClientMode,
     hash_key,
     proxy_key,
 )
+from proxy.core.scope import CREDENTIAL_HEADERS
 from proxy.errors import NotAuthenticated
 
 ANN = Client("ann", "team-a")

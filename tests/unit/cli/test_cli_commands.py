@@ -122,6 +122,21 @@ def test_B8_a_file_and_standard_input_have_one_key(config: Path, tmp_path: Path)
     assert from_file.stdout == run("key", "-", "--config", config, stdin=BODY).stdout
 
 
+def test_B8_a_read_has_a_key_and_is_explained(config: Path) -> None:
+    target = "/v1/models?limit=2"
+    result = run("key", "--get", target, "--config", config)
+    told = run("explain", "--get", target, "--config", config, "--json")
+
+    store_key, canonical = result.stdout.splitlines()
+    assert store_key.endswith(sha256(canonical.encode()).hexdigest())
+    explained = orjson.loads(told.stdout)
+    assert (told.exit_code, explained["would_be"], explained["rule"]) == (1, "MISS", "models")
+    assert explained["store_key"] == store_key
+    assert "models" in run("explain", "--get", target, "--config", config).stdout
+    other = run("explain", "--get", "/v1/threads/t", "--config", config)
+    assert (other.exit_code, "no-rule" in other.stdout) == (3, True)
+
+
 def test_key_exits_with_1_where_there_is_none(config: Path) -> None:
     result = run("key", "--config", config, stdin=BODY.replace(b":0}", b":2}"))
 
@@ -137,6 +152,7 @@ def test_key_exits_with_1_where_there_is_none(config: Path) -> None:
         (["-"], b"[]"),
         (["-"], b'{"messages":5}'),
         (["nowhere.json"], b""),
+        (["--get", "/models"], b""),
         (["-", "--header", "no colon"], BODY),
         (["-", "--client", "ann"], BODY),
     ],

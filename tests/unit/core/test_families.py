@@ -56,6 +56,13 @@ def test_a_store_is_up_where_it_is_up_for_every_worker() -> None:
     assert values(up) == {"redis": 0}
 
 
+def test_of_a_keys_headroom_the_least_that_any_worker_knows_counts() -> None:
+    name = "magic_proxy_upstream_key_headroom"
+    (headroom,) = merged([[family(name, "gauge", key=0.4)], [family(name, "gauge", key=0.3)]])
+
+    assert values(headroom) == {"key": 0.3}
+
+
 def test_a_key_is_in_each_state_that_any_worker_has_it_in() -> None:
     name = "magic_proxy_upstream_key_state"
     one, other = (

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from proxy.core.entry import EntryMeta
@@ -15,9 +15,11 @@ from proxy.core.resources import (
     PathPattern,
     Resource,
     ResourceSet,
+    accepts_json,
     derive_resource,
     segments,
     tags_of_path,
+    varies_beyond,
 )
 from proxy.core.rules import Rule
 from proxy.core.selectors import Mark, Selector
@@ -103,10 +105,18 @@ def spelled(names: list[str]) -> str:
     return "/v1/" + "/".join(names)
 
 
+def in_one_bucket(*paths: list[str]) -> bool:
+    """Whether different ones among these, and those above them, are purged together."""
+    all_paths = {tuple(path[:length]) for path in paths for length in range(1, len(path) + 1)}
+    tags = [tag for path in all_paths for tag in tags_of_path(spelled(list(path)))]
+    return len({tag for tag in tags if tag.startswith("resource-at:")}) < len(all_paths)
+
+
 @given(read=NAMES, written=NAMES, method=st.sampled_from(["POST", "PUT", "PATCH", "DELETE"]))
 def test_a_write_purges_itself_those_above_and_if_it_deletes_those_below(
     read: list[str], written: list[str], method: str
 ) -> None:
+    assume(not in_one_bucket(read, written))
     marks = Marks()
     for number, tag in enumerate(resources("/v1/**").outdated_by(method, spelled(written)), 1):
         marks.add(Mark(number, Selector(tag=tag)))
@@ -131,3 +141,39 @@ def test_writes_go_by_so_few_names_that_the_list_of_purges_never_overflows() -> 
     known = resources("/v1/**")
     names = {tag for n in range(20_000) for tag in known.outdated_by("DELETE", f"/v1/t/{n}")}
     assert len(names) <= 2 * 2048
+
+
+@pytest.mark.parametrize(
+    ("accept", "takes"),
+    [
+        ([], True),
+        ([""], True),
+        (["application/json"], True),
+        (["text/html, application/xhtml+xml, */*;q=0.8"], True),
+        (["text/html", "Application/* ; q=0.1"], True),
+        (["text/csv"], False),
+        (["text/event-stream"], False),
+        (["application/json;q=0, */*"], False),
+        (["*/*;q=0.0"], False),
+        (["application/json;q=much"], False),
+    ],
+)
+def test_who_takes_json(accept: list[str], takes: bool) -> None:
+    assert accepts_json(tuple((b"accept", value.encode()) for value in accept)) is takes
+
+
+@pytest.mark.parametrize(
+    ("vary", "is_beyond"),
+    [
+        ([], False),
+        (["Accept-Encoding, Origin"], False),
+        (["accept", "OPENAI-BETA,"], False),
+        (["Authorization"], False),
+        (["Accept-Encoding", "Accept-Language"], True),
+        (["Cookie"], True),
+        (["*"], True),
+    ],
+)
+def test_an_answer_may_vary_on_what_keeps_entries_apart(vary: list[str], is_beyond: bool) -> None:
+    headers = tuple((b"Vary", value.encode()) for value in vary)
+    assert varies_beyond((b"openai-beta",), headers) is is_beyond

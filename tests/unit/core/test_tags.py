@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.access.clients import ADMIN_HEADER, CREDENTIAL_HEADERS
+from proxy.access.clients import ADMIN_HEADER
 from proxy.core.canonical import parse_body
+from proxy.core.scope import CREDENTIAL_HEADERS
 from proxy.core.selectors import Selector
 from proxy.core.tags import LONGEST_TAG, MOST_TAGS, TagTemplate, normalized_tag, tags_of
 from proxy.core.wire import Headers, JsonValue

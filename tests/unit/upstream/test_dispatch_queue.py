@@ -5,11 +5,20 @@ from dataclasses import replace
 
 import pytest
 
-from proxy.errors import CircuitOpen, UpstreamBusy, UpstreamUnreachable
+from proxy.core.breaker import CircuitState
+from proxy.errors import (
+    CircuitOpen,
+    NoConnectionFree,
+    UpstreamBusy,
+    UpstreamUnreachable,
+)
+from proxy.upstream.base import Exchange
 from proxy.upstream.circuit import CircuitPolicy
 from proxy.upstream.classify import LONGEST_BODY
+from proxy.upstream.config import KeySecret
 from proxy.upstream.gate import GateState
 from proxy.upstream.queueing import QueuePolicy
+from tests.fakes import FakeClock
 from tests.unit.upstream.scripted import (
     Answer,
     Clinging,
@@ -142,3 +151,70 @@ async def test_a_reload_keeps_the_slots_that_are_taken() -> None:
         await new.send()
     await exchange.response.aclose()
     assert new.set.gate_states() == {"up": GateState(1, 0)}
+
+
+class HeldClock(FakeClock):
+    """Time stands still for who sleeps, until the test lets it pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wakes = asyncio.Event()
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        await self.wakes.wait()
+        self.advance(seconds)
+
+
+SMALL, LARGE = (chat(b'{"model":"m","max_tokens":%d}' % tokens) for tokens in (100, 900))
+
+
+async def waiting_for_tokens() -> tuple[World, asyncio.Future[Exchange], asyncio.Event]:
+    """A large request that waits until the only key has tokens for it again."""
+    clock = HeldClock()
+    config = up(queue=ONE, wait_for_key_seconds=61.0)
+    config = replace(config, keys=(KeySecret("k", 1.0, None, 1100),))
+    world = World(config, clock=clock)
+    world.on(any=[Answer(503), Answer()])
+    assert (await world.ok(LARGE)).response.status == 503
+    waiting = asyncio.ensure_future(world.ok(LARGE))
+    await until(lambda: len(clock.slept) == 1)
+    return world, waiting, clock.wakes
+
+
+async def test_B64_who_waits_for_a_key_takes_nobodys_place_meanwhile() -> None:
+    world, waiting, wakes = await waiting_for_tokens()
+    assert world.set.gate_states() == {"up": GateState(0, 0)}
+    assert (await world.ok(SMALL)).response.status == 200, "there are tokens for it"
+    wakes.set()
+    assert (await waiting).response.status == 200
+    assert world.set.gate_states() == {"up": GateState(0, 0)}
+
+
+async def test_B64_once_there_is_a_key_a_place_is_needed_all_the_same() -> None:
+    world, waiting, wakes = await waiting_for_tokens()
+    exchange = await world.send(SMALL)
+    wakes.set()
+    with pytest.raises(UpstreamBusy):
+        await waiting
+    await exchange.response.aclose()
+
+
+async def test_B62_a_lack_of_connections_is_no_fault_of_the_upstream_nor_tried_again() -> None:
+    circuit = CircuitPolicy(failure_rate=0.1, min_calls=1, connect_failures=1)
+    world = World(up("up", "a", "b", circuit=circuit))
+    transport = world.on(any=[NoConnectionFree("all in use")])
+    for _ in range(3):
+        with pytest.raises(NoConnectionFree) as caught:
+            await world.send()
+        assert not caught.value.may_be_done
+    assert len(transport.requests) == 3
+    assert world.in_flight() == 0
+    assert world.set.circuit_states()["up"] is CircuitState.CLOSED
+
+
+async def test_B63_where_there_is_no_connection_the_next_profile_is_asked_whatever_it_is() -> None:
+    world = World(up("up", "a"), up("other", "b"))
+    world.on(any=[NoConnectionFree("all in use")])
+    exchange = await world.ok(replace(chat(), path="/files"))
+    assert (exchange.upstream, exchange.fallback) == ("other", True)

@@ -3,9 +3,10 @@
 import orjson
 import pytest
 
+from proxy.errors import RequestError
 from proxy.upstream.base import Outgoing, Profile
 from proxy.upstream.config import UpstreamConfig
-from proxy.upstream.outgoing import body_for, is_repeatable, url_for
+from proxy.upstream.outgoing import body_for, is_repeatable, model_in, url_for
 
 CONFIG = UpstreamConfig("up", "https://up.example/v1/")
 USAGE = UpstreamConfig("up", "https://up.example/v1", request_usage=True)
@@ -33,7 +34,36 @@ def outgoing(path: str = "/chat/completions", query: str = "", **more: object) -
     ],
 )
 def test_B60_the_url_of_an_attempt(config: UpstreamConfig, path: str, query: str, url: str) -> None:
-    assert url_for(config, outgoing(path, query)) == url
+    assert url_for(config, Profile("p", "up"), outgoing(path, query)) == url
+
+
+@pytest.mark.parametrize(
+    ("query", "named", "sent"),
+    [
+        ("model=rt", "rt", "model=a%2Fb%20c"),
+        ("x=%2F&model=rt%2D1+&y=+&&", "rt-1 ", "x=%2F&model=a%2Fb%20c&y=+&&"),
+        ("m%6Fdel=rt&model=rt", "rt", "model=a%2Fb%20c&model=a%2Fb%20c"),
+        ("model=", None, "model=a%2Fb%20c"),
+        ("intent=transcription&models=1", None, "intent=transcription&models=1"),
+        ("", None, ""),
+    ],
+)
+def test_B60_the_model_of_a_websocket_is_the_one_in_its_query(
+    query: str, named: str | None, sent: str
+) -> None:
+    socket = outgoing("/realtime", query, upgrade=True)
+    assert model_in(query) == named
+    url = "https://up.example/v1/realtime"
+    theirs = Profile("p", "up", model="a/b c")
+    assert url_for(CONFIG, theirs, socket).removeprefix(url).lstrip("?") == sent
+    assert url_for(CONFIG, Profile("p", "up"), socket).removeprefix(url).lstrip("?") == query
+    plain = outgoing("/realtime", query)
+    assert url_for(CONFIG, theirs, plain).removeprefix(url).lstrip("?") == query
+
+
+def test_B73_a_query_that_names_two_models_is_refused() -> None:
+    with pytest.raises(RequestError):
+        model_in("model=a&model=b")
 
 
 RAW = b'{ "temperature": 1.0,\n "model":"gpt4", "n" : 1e0, "x":"\\u00e9" }'

@@ -110,6 +110,16 @@ async def test_a_scrape_gets_what_all_counted(line: Line) -> None:
     assert await asking == [COUNTED, COUNTED]
 
 
+async def test_what_is_known_of_keys_comes_by_the_numbers_of_workers(line: Line) -> None:
+    own, other = {"workers": 1, "upstreams": {}}, {"workers": 1, "upstreams": {"a": []}}
+    asking = asyncio.get_running_loop().create_task(line.link.keys(own))
+    question = await line.hears(Kind.ASK)
+    assert (question["topic"], question["body"]) == ("keys", own)
+    line.says(Kind.REPLY, id=question["id"], body=[[1, own], [2, other]])
+
+    assert await asking == {1: own, 2: other}
+
+
 async def test_a_purge_is_told_whole(line: Line, caplog: pytest.LogCaptureFixture) -> None:
     telling = asyncio.get_running_loop().create_task(line.link.purged(MARK))
     question = await line.hears(Kind.ASK)
