@@ -202,6 +202,7 @@ class _Whole:
     status: int
     headers: Headers
     body: bytes
+    trailers: None = None
 
     async def aiter_raw(self) -> AsyncIterator[bytes]:
         yield self.body

@@ -39,6 +39,8 @@ STREAM = [chunk("Once "), chunk("upon"), chunk(finish="stop"), DONE]
 class LiveResponse:
     """One response: what is put into it arrives; None is its end, an error breaks it."""
 
+    trailers = None
+
     def __init__(self, status: int = 200, headers: Headers = SSE) -> None:
         self.status = status
         self.headers = headers
