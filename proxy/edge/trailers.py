@@ -43,6 +43,7 @@ class Trailing:
     def begin(self) -> None:
         """The answer's end is next."""
         self._cycle.transport = self  # type: ignore[assignment]  # it is all that is used of one
+        del self._cycle  # else they hold each other
 
     def write(self, data: bytes) -> None:
         """What the server writes, with what follows the last chunk."""

@@ -1,4 +1,4 @@
-"""Answers for clients of HTTP/1.0, who know no chunks (RFC 9112 section 6.1), as uvicorn writes."""
+"""Answers to HTTP/1.0, which knows no chunks (RFC 9112 section 6.1), though uvicorn writes them."""
 
 import asyncio
 import socket

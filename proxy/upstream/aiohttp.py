@@ -157,9 +157,8 @@ class _Carrier(ResponseHandler):
     def feed_data(self, data: Any, *size: int) -> None:
         """Called by the parser for each head, while the bytes that it came in are received."""
         head = data[0]
-        if getattr(
-            head, "chunked", False
-        ):  # this is no promise of aiohttp's: without it, none pass
+        # aiohttp promises neither to call this nor what it gives: without, there are no trailers.
+        if getattr(head, "chunked", False):
             self.trailers = Trailers.announced(head.raw_headers)
         super().feed_data(data, *size)
 

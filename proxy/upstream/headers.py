@@ -26,6 +26,7 @@ HOP_BY_HOP = frozenset(
 # admin key is a secret of this proxy, and the deadline was said to it.
 _NEVER_SENT = frozenset({b"host", b"content-length", b"expect", b"x-admin-key", DEADLINE})
 
+# As clients spell it; where it passes through, that is known.
 _TE = frozenset({b"te", b"TE", b"Te"})
 _TRAILERS = ((b"TE", b"trailers"), (b"Connection", b"TE"))
 _WEBSOCKET = ((b"connection", b"Upgrade"), (b"upgrade", b"websocket"))

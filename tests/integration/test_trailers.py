@@ -67,13 +67,21 @@ def test_B60_trailers_pass_whatever_the_status(status: bytes, way: Way) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("path", [b"chat/completions", b"embeddings"])
+@pytest.mark.parametrize("first", [b"POST /v1/chat/completions", b"POST /v1/embeddings"])
 def test_B65_trailers_of_errors_pass_on_cached_endpoints(
-    path: bytes, stream: bool, way: Way
+    first: bytes, stream: bool, way: Way
 ) -> None:
+    asked = {"model": "m", "messages": [], "input": ["a", "b"], "stream": stream}
+    _passes_an_error(way, first, orjson.dumps(asked))
+
+
+def test_B65_trailers_of_errors_pass_on_resources(way: Way) -> None:
+    _passes_an_error(way, b"GET /v1/models", b"")
+
+
+def _passes_an_error(way: Way, first: bytes, body: bytes) -> None:
     way.upstream.serve = saying(answer(status=b"400 Bad", head=ANNOUNCED + JSON))
-    asked = orjson.dumps({"model": "m", "messages": [], "input": ["a", "b"], "stream": stream})
-    wire = told(way, first=b"POST /v1/%b HTTP/1.1" % path, body=asked)
+    wire = told(way, first=first + b" HTTP/1.1", body=body)
 
     assert wire.status == 400
     assert wire.rest == ABC + b"0\r\nx-late: 1\r\n\r\n"
