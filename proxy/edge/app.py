@@ -99,15 +99,15 @@ class Edge:
 class _StartWatch:
     """A `send` that knows whether the response has begun."""
 
-    __slots__ = ("_send", "started")
+    __slots__ = ("__wrapped__", "started")
 
     def __init__(self, send: Send) -> None:
-        self._send = send
+        self.__wrapped__ = send
         self.started = False
 
     async def __call__(self, message: Message) -> None:
         self.started = True
-        await self._send(message)
+        await self.__wrapped__(message)
 
 
 def _framework_app(runtime: Runtime) -> ASGIApp:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 import httptools
 
 from proxy.edge.tunnel import ClientEnd
+from proxy.edge.unchunked import Unchunked
 from proxy.edge.watched_protocol import WatchedProtocol
 from proxy.errors import HeadTooLarge, RequestError
 
@@ -116,12 +117,17 @@ class BoundedProtocol(WatchedProtocol):
     def on_headers_complete(self) -> None:
         """The empty line after the headers was parsed."""
         self._in_head = False
-        if not self._hosts and self.parser.get_http_version() != "1.0":
+        is_old = self.parser.get_http_version() == "1.0"
+        if not (self._hosts or is_old):
             raise ValueError("no host")
         self.scope[NAMES] = self._names  # type: ignore[typeddict-unknown-key]  # ours, not ASGI's
         if self.parser.should_upgrade():
             self.scope[CONNECTION] = self  # type: ignore[typeddict-unknown-key]  # ours, not ASGI's
+        if is_old:
+            self.expect_100_continue = False  # RFC 9110 section 10.1.1
         super().on_headers_complete()
+        if is_old:
+            self.cycle.transport = Unchunked(self.transport)  # type: ignore[assignment]  # is enough of one
         # What uvicorn adds from here on are trailers: no header that somebody in between has
         # checked may come in that way.
         self.headers, self._names = [], []

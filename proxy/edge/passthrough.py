@@ -138,7 +138,9 @@ class PassThrough:
         if connection is not None and response.status == HTTPStatus.SWITCHING_PROTOCOLS:
             return await websockets.carry(connection, exchange, self._runtime, snapshot, told)
         body = patience.bounded_body(RawBody(response))
-        complete = await send_stream(response.status, list(response.headers), body, send)
+        complete = await send_stream(
+            response.status, list(response.headers), body, send, response.trailers
+        )
         return replace(
             told,
             status=response.status,

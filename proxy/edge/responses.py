@@ -4,7 +4,9 @@ import logging
 from contextlib import aclosing
 
 from proxy.core.outcome import Outcome, XCache
+from proxy.core.trailers import Trailers
 from proxy.edge.asgi import Send
+from proxy.edge.trailers import BODILESS, Trailing
 from proxy.engine.answers import error_answer
 from proxy.engine.base import Answer, BodyStream, HeaderList
 from proxy.errors import ClientDeadline, CutOff, ProxyError, UpstreamError
@@ -12,31 +14,45 @@ from proxy.errors import ClientDeadline, CutOff, ProxyError, UpstreamError
 log = logging.getLogger("magic_proxy.edge")
 
 _FRAMING = frozenset({b"content-length", b"transfer-encoding", b"connection"})
-# No content, whatever the method (RFC 9110 section 6.4.1). A 304 may tell the length of what it
-# leaves out, but the server under this would wait for as many bytes.
-_BODILESS = frozenset({204, 304})
 
 
 async def send_answer(answer: Answer, send: Send) -> None:
     """Send a whole body with its length, or a streamed one chunk by chunk as it comes."""
     headers = [pair for pair in answer.headers if pair[0].lower() not in _FRAMING]
-    if isinstance(answer.body, bytes):
-        if answer.status not in _BODILESS:
-            headers.append((b"content-length", b"%d" % len(answer.body)))
-        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-        await send({"type": "http.response.body", "body": answer.body})
+    body = answer.body
+    if not isinstance(body, bytes):
+        await send_stream(answer.status, headers, body, send, answer.trailers)
         return
-    await send_stream(answer.status, headers, answer.body, send)
+    trailing = Trailing.behind(send, answer.trailers, answer.status)
+    if trailing is not None:
+        headers.append(trailing.header)
+    elif answer.status not in BODILESS:
+        headers.append((b"content-length", b"%d" % len(body)))
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    if trailing is not None:
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+        trailing.begin()
+        body = b""
+    await send({"type": "http.response.body", "body": body})
 
 
-async def send_stream(status: int, headers: HeaderList, body: BodyStream, send: Send) -> bool:
+async def send_stream(
+    status: int,
+    headers: HeaderList,
+    body: BodyStream,
+    send: Send,
+    trailers: Trailers | None = None,
+) -> bool:
     """Send a body as it comes, and say whether it came to its end.
 
     One that breaks off upstream breaks off here too: without its last chunk the server closes the
     connection, so that the client sees an unfinished body, never a clean end that was invented.
     """
-    if status in _BODILESS:
+    if status in BODILESS:
         headers = [pair for pair in headers if pair[0].lower() != b"content-length"]
+    trailing = Trailing.behind(send, trailers, status)
+    if trailing is not None:
+        headers.append(trailing.header)
     async with aclosing(body):
         await send({"type": "http.response.start", "status": status, "headers": headers})
         try:
@@ -51,6 +67,8 @@ async def send_stream(status: int, headers: HeaderList, body: BodyStream, send: 
         except CutOff as error:
             log.warning("an answer was broken off: %s", error.message)
             return False
+        if trailing is not None:
+            trailing.begin()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
         return True
 

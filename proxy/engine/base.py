@@ -6,6 +6,7 @@ from typing import Protocol
 from proxy.access.base import Identity
 from proxy.core.entry import Usage
 from proxy.core.outcome import Outcome
+from proxy.core.trailers import Trailers
 from proxy.core.values import value
 from proxy.core.wire import Endpoint, Headers
 
@@ -58,12 +59,16 @@ class Repeatable:
 
 @value(frozen=True, slots=True)
 class Answer:
-    """What goes back to the client. `headers` are complete but for the framing."""
+    """What goes back to the client. `headers` are complete but for the framing.
+
+    `trailers` are complete when the body has been read.
+    """
 
     status: int
     headers: HeaderList
     body: bytes | BodyStream
     repeatable: Repeatable | None = None
+    trailers: Trailers | None = None
 
 
 class Observer(Protocol):

@@ -12,6 +12,7 @@ from proxy.core.outcome import Forwarded, MissReason, Outcome, XCache
 from proxy.core.recording import NotStored
 from proxy.core.shares import added_usage
 from proxy.core.stored_headers import forwarded_headers, shown_request_id
+from proxy.core.trailers import Trailers
 from proxy.core.wire import Headers
 from proxy.engine.account import answerer
 from proxy.engine.base import Answer, BodyStream, HeaderList, Observer
@@ -104,7 +105,7 @@ class BatchAnswers:
             self._observer.told(outcome)
         else:
             body = _Relayed(asked, asked.rest, self._telling(outcome, batch.plan.started))
-        return _answer(batch, outcome, headers, body)
+        return _answer(batch, outcome, headers, body, response.trailers)
 
     def _telling(self, outcome: Outcome, started: float) -> Callable[[bool], None]:
         def tell(complete: bool) -> None:  # noqa: FBT001 -- the one thing to say
@@ -203,9 +204,13 @@ def _written(batch: Batch) -> tuple[bytes, Usage | None, bytes | None]:
 
 
 def _answer(
-    batch: Batch, outcome: Outcome, headers: HeaderList, body: bytes | BodyStream
+    batch: Batch,
+    outcome: Outcome,
+    headers: HeaderList,
+    body: bytes | BodyStream,
+    trailers: Trailers | None = None,
 ) -> Answer:
     if not any(name.lower() == b"x-request-id" for name, _ in headers):
         headers.append((b"x-request-id", outcome.request_id.encode("ascii")))
     headers += outcome_headers(outcome, with_key=batch.with_key)
-    return Answer(outcome.status, headers, body)
+    return Answer(outcome.status, headers, body, trailers=trailers)

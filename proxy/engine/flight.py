@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from proxy.coalesce.base import FlightEnd
 from proxy.core.entry import Entry, Usage
+from proxy.core.trailers import Trailers
 from proxy.core.wire import Headers
 from proxy.engine.broadcast import Broadcast
 from proxy.engine.feed import Feed
@@ -32,7 +33,7 @@ class Head:
     it is read piece by piece; `plain` is the same without the content coding, which the leader's
     client alone asked for, None where that can't be read. `has_usage`: a stream's pieces hold the
     usage chunk; `trims`: they can be had without it. `is_opaque`: the pieces are in a coding.
-    `upstream` is the upstream's name.
+    `upstream` is the upstream's name. `trailers` belong to the body as it came.
     """
 
     status: int
@@ -44,6 +45,7 @@ class Head:
     has_usage: bool = False
     trims: bool = False
     is_opaque: bool = False
+    trailers: Trailers | None = None
 
 
 class Flight:

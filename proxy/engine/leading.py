@@ -156,6 +156,7 @@ class _Stream:
             # Where the client asked for usage itself, others filter it out for themselves.
             trims=exchange.usage_requested and not wants and self._plain,
             is_opaque=self._is_opaque,
+            trailers=None if self._plain else exchange.response.trailers,
         )
 
     @property
@@ -269,6 +270,7 @@ def _json_head(settlement: Settlement, body: bytes | None, plain: bytes | None) 
         upstream=settlement.exchange.upstream,
         body=body,
         plain=plain,
+        trailers=response.trailers,
     )
 
 

@@ -139,7 +139,7 @@ class _Part:
         else:
             body = FlightBody(flight, head, self._plan.wanted, self._account, leads=leads)
         headers = self._headers(head, leads=leads)
-        return Answer(head.status, headers, body)
+        return Answer(head.status, headers, body, trailers=head.trailers if leads else None)
 
     def _headers(self, head: Head, *, leads: bool) -> HeaderList:
         outcome = self._account.outcome

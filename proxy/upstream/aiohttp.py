@@ -13,6 +13,7 @@ import yarl
 from aiohttp.client_proto import ResponseHandler
 from multidict import CIMultiDict
 
+from proxy.core.trailers import Trailers
 from proxy.core.wire import Headers
 from proxy.errors import (
     UpstreamError,
@@ -46,7 +47,7 @@ class AiohttpTransport:
     """One session for one upstream; it is opened by the first request, in the running loop.
 
     Requests are never redirected, carry no cookies, and take no proxy or credential from the
-    environment. Trailers of an answer are read and dropped: aiohttp does not give them out.
+    environment. aiohttp gives out no trailers: they are read off the bytes beside its parser.
     """
 
     def __init__(self, config: UpstreamConfig) -> None:
@@ -127,6 +128,7 @@ class AiohttpTransport:
                 max_field_size=_HEADER_BYTES,
                 max_headers=_HEADER_COUNT,
                 request_class=_Request,
+                response_class=_Answer,
                 middlewares=(_past_stale_connections,),
             )
         return self._session
@@ -138,16 +140,27 @@ class _Carrier(ResponseHandler):
     uses = 0
     answered = False
     body: aiohttp.StreamReader | None = None
+    trailers: Trailers | None = None
 
     def set_response_params(self, **params: Any) -> None:
         self.uses += 1
         self.answered = False
-        self.body = None
+        self.body = self.trailers = None
         super().set_response_params(**params)
 
     def data_received(self, data: bytes) -> None:
         self.answered = True
         super().data_received(data)
+        if self.trailers is not None:
+            self.trailers.feed(data)
+
+    def feed_data(self, data: Any, *size: int) -> None:
+        """Called by the parser for each head, while the bytes that it came in are received."""
+        head = data[0]
+        # aiohttp promises neither to call this nor what it gives: without, there are no trailers.
+        if getattr(head, "chunked", False):
+            self.trailers = Trailers.announced(head.raw_headers)
+        super().feed_data(data, *size)
 
     def set_exception(self, exc: BaseException, *cause: BaseException) -> None:
         """Also tell the body's reader: of a malformed chunk aiohttp does not, and it would hang."""
@@ -176,6 +189,19 @@ class _Request(aiohttp.ClientRequest):
     async def send(self, conn: Any) -> aiohttp.ClientResponse:
         self.carrier = conn.protocol
         return await super().send(conn)
+
+
+class _Answer(aiohttp.ClientResponse):
+    """Knows what follows its body."""
+
+    trailers: Trailers | None = None
+
+    async def start(self, connection: Any) -> aiohttp.ClientResponse:
+        carrier = connection.protocol
+        await super().start(connection)
+        if isinstance(carrier, _Carrier):  # nobody else can have got the connection yet
+            self.trailers = carrier.trailers
+        return self
 
 
 async def _past_stale_connections(
@@ -215,6 +241,7 @@ class _Response:
         self._leave = leave
         self.status = response.status
         self.headers: Headers = end_to_end(response.raw_headers)
+        self.trailers = response.trailers if isinstance(response, _Answer) else None
         self._expiry: asyncio.TimerHandle | None = None
         connection = response.connection
         if connection is None:  # there is no body, or it came with the headers

@@ -17,6 +17,8 @@ _LINGER_SECONDS = 0.5
 class _Upgraded:
     """A connection that has switched protocols."""
 
+    trailers = None
+
     def __init__(
         self,
         response: aiohttp.ClientResponse,

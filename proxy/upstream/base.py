@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+from proxy.core.trailers import Trailers
 from proxy.core.wire import Headers, JsonValue
 
 
@@ -44,6 +45,11 @@ class UpstreamResponse(Protocol):
     @property
     def headers(self) -> Headers:
         """End-to-end headers only, in order, names as the upstream wrote them."""
+        ...
+
+    @property
+    def trailers(self) -> Trailers | None:
+        """Complete once the body was read whole; None where none were announced."""
         ...
 
     def aiter_raw(self) -> AsyncIterator[bytes]:

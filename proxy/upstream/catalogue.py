@@ -11,6 +11,7 @@ import orjson
 from proxy.core.catalogue import Listing, Model, merged_list, model_object, models_in
 from proxy.core.coding import UnreadableCoding, decoder
 from proxy.core.resources import PARTIAL
+from proxy.core.trailers import Trailers
 from proxy.core.wire import Headers, header
 from proxy.errors import UpstreamError, UpstreamProtocolError, UpstreamTimeout
 from proxy.upstream.base import Chain, Exchange, Forwarder, Outgoing, Profile, UpstreamResponse
@@ -202,6 +203,7 @@ class _Whole:
     status: int
     headers: Headers
     body: bytes
+    trailers: Trailers | None = None
 
     async def aiter_raw(self) -> AsyncIterator[bytes]:
         yield self.body
@@ -230,7 +232,8 @@ async def _read(exchange: Exchange) -> tuple[Exchange, bytes]:
         await response.aclose()
     lower = tuple((name.lower(), value) for name, value in response.headers)
     coding = header(lower, b"content-encoding")
-    whole = replace(exchange, response=_Whole(response.status, response.headers, bytes(body)))
+    held = _Whole(response.status, response.headers, bytes(body), response.trailers)
+    whole = replace(exchange, response=held)
     if coding is None:
         return whole, bytes(body)
     try:

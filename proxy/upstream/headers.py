@@ -6,7 +6,7 @@ from collections.abc import Set as AbstractSet
 from proxy.core.client_deadline import HEADER as DEADLINE
 from proxy.core.websocket import without_offered_key
 from proxy.core.wire import Headers
-from proxy.upstream.config import KeySecret, UpstreamConfig
+from proxy.upstream.config import KeySecret, TransportName, UpstreamConfig
 
 HOP_BY_HOP = frozenset(
     {
@@ -26,6 +26,9 @@ HOP_BY_HOP = frozenset(
 # admin key is a secret of this proxy, and the deadline was said to it.
 _NEVER_SENT = frozenset({b"host", b"content-length", b"expect", b"x-admin-key", DEADLINE})
 
+# As clients spell it; where it passes through, that is known.
+_TE = frozenset({b"te", b"TE", b"Te"})
+_TRAILERS = ((b"TE", b"trailers"), (b"Connection", b"TE"))
 _WEBSOCKET = ((b"connection", b"Upgrade"), (b"upgrade", b"websocket"))
 
 # Where clients put credentials; a cookie is one as well.
@@ -51,6 +54,7 @@ def for_upstream(
     With a `secret`, or with `strip_credentials`, no credential of the client passes. The
     settings' own headers replace the client's of the same name. `keep_length` keeps the length
     that the client announced, for a body that is sent as it comes. `upgrade` asks for a WebSocket.
+    Who takes trailers is said anew, to an upstream whose trailers pass.
     """
     own = [(name.lower().encode(), value.encode()) for name, value in config.headers]
     auth = config.auth_header.lower().encode()
@@ -67,7 +71,16 @@ def for_upstream(
         own.append((auth, f"{config.auth_scheme} {secret.value}".strip().encode()))
     if upgrade:
         own += _WEBSOCKET
+    elif config.transport is TransportName.AIOHTTP and _takes_trailers(headers):
+        own += _TRAILERS
     return (*passed, *own)
+
+
+def _takes_trailers(headers: Headers) -> bool:
+    if _TE.isdisjoint(dict(headers)):  # as nearly always, and found out without a loop
+        return False
+    said = b",".join([value for name, value in headers if name in _TE])
+    return b"trailers" in [each.strip() for each in said.lower().split(b",")]
 
 
 def _kept(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes, bytes]]:

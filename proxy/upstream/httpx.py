@@ -172,6 +172,8 @@ class _Route:
 class _Response:
     """An answer whose headers have come."""
 
+    trailers = None  # httpcore drops them
+
     def __init__(
         self,
         response: httpx.Response,
@@ -226,6 +228,8 @@ class _Response:
 
 class _Upgraded:
     """A connection that has switched protocols."""
+
+    trailers = None
 
     def __init__(self, response: httpx.Response, name: str, leave: Callable[[], None]) -> None:
         self._response = response

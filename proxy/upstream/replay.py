@@ -23,6 +23,7 @@ class Replayed:
         self._failure = failure
         self.status = response.status
         self.headers = response.headers
+        self.trailers = response.trailers
         self.head = head
 
     async def aiter_raw(self) -> AsyncIterator[bytes]:
@@ -72,6 +73,7 @@ class Leased:
         self._release = release
         self.status = response.status
         self.headers = response.headers
+        self.trailers = response.trailers
 
     def aiter_raw(self) -> AsyncIterator[bytes]:
         """The body as it arrives. Raises `UpstreamError` if it ends before its end."""

@@ -2,11 +2,13 @@
 
 import asyncio
 import gzip
+import itertools
 
 import pytest
 
 from proxy.errors import UpstreamProtocolError
 from proxy.upstream.base import UpstreamRequest
+from proxy.upstream.config import TransportName
 from tests.contract.raw_server import CHUNKED, OK, Peer, Server, answering, once
 from tests.contract.transports import SOON, Opener, post, whole
 
@@ -97,6 +99,24 @@ async def test_B60_trailers_do_not_disturb_the_body(opened: Opener) -> None:
         for _ in range(2):
             assert await whole(await transport.send(post(server.root))) == b"{}"
         assert len(server.peers) == 1
+
+
+async def test_B60_trailers_belong_to_their_answer_though_its_connection_is_used_again(
+    opened: Opener, transport_name: TransportName
+) -> None:
+    async def script(peer: Peer) -> None:
+        for number in itertools.count(1):
+            await peer.request()
+            head = CHUNKED.removesuffix(b"\r\n") + b"Trailer: X-Sum\r\n\r\n"
+            await peer.say(head + b"2\r\n{}\r\n0\r\nX-Sum: %d\r\n\r\n" % number)
+
+    gives = transport_name is TransportName.AIOHTTP
+    async with Server(script) as server, opened(server.root) as transport:
+        responses = [await transport.send(post(server.root)) for _ in range(3)]
+        assert [await whole(response) for response in responses] == [b"{}"] * 3
+        came = [each.trailers.came() for each in responses if each.trailers is not None]
+        assert came == [((b"x-sum", b"%d" % number),) for number in range(1, 4) if gives]
+        assert len(server.peers) == 1 or not gives
 
 
 async def test_B20_a_piece_is_given_on_before_the_next_is_sent(opened: Opener) -> None:

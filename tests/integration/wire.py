@@ -28,7 +28,7 @@ class Wire:
             raise
         self._host = parts.netloc
         self.received = b""
-        self.ended = False
+        self.ended = self.was_reset = False
 
     def __enter__(self) -> Self:
         return self
@@ -119,7 +119,7 @@ class Wire:
         try:
             self.ended = not self._receive()
         except ConnectionError:
-            self.ended = True
+            self.ended = self.was_reset = True
         return not self.ended
 
     def _receive(self) -> bool:

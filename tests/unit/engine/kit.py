@@ -13,6 +13,7 @@ from proxy.core.matching import RuleSet
 from proxy.core.outcome import Outcome
 from proxy.core.paths import FieldPath
 from proxy.core.rules import Rule
+from proxy.core.trailers import Trailers
 from proxy.core.variants import Turns
 from proxy.core.wire import Endpoint, Headers
 from proxy.engine.base import Answer, Call
@@ -124,6 +125,7 @@ class Said:
     status: int = 200
     headers: Headers = ((b"Content-Type", b"application/json"),)
     closed: int = 0
+    trailers: Trailers | None = None
 
     async def aiter_raw(self) -> AsyncIterator[bytes]:
         for chunk in self.chunks:

@@ -10,6 +10,7 @@ import orjson
 import pytest
 
 from proxy.core.rules import Coalescing, OnDisconnect, Rule
+from proxy.core.trailers import Trailers
 from proxy.engine.base import Answer
 from proxy.errors import UpstreamProtocolError, UpstreamUnreachable
 from tests.unit.engine.kit import COMPLETION, RULE, Engine, told
@@ -338,6 +339,23 @@ async def test_B41_an_error_answer_is_shared_with_all_that_helps_to_retry(
     assert [told(answer, b"Retry-After") for answer in answers] == ["7"] * 3
     assert {answer.body for answer in answers} == {b'{"error":{}}'}
     assert len(upstream(engine).calls) == 1
+    await nothing_left(engine)
+
+
+@pytest.mark.parametrize("is_stream", [False, True], ids=["error", "stream"])
+async def test_B60_trailers_are_for_the_one_whose_answer_goes_by_as_it_came(
+    is_stream: bool, engine: Engine
+) -> None:
+    asked = asking(engine, 3, stream=is_stream)
+    await turns()
+    response = LiveResponse() if is_stream else LiveResponse(400, JSON)
+    response.trailers = Trailers([b"x-late"])
+    upstream(engine).answer(0, response)
+    response.say_all(STREAM)
+    answers = await asyncio.gather(*asked)
+    own = None if is_stream else response.trailers  # of a stream others may read something else
+    assert [answer.trailers for answer in answers] == [own, None, None]
+    await asyncio.gather(*(body_of(answer) for answer in answers))
     await nothing_left(engine)
 
 

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 import orjson
 
+from proxy.core.trailers import Trailers
 from proxy.core.wire import Headers
 from proxy.engine.base import Answer
 from proxy.errors import UpstreamError
@@ -38,6 +39,8 @@ STREAM = [chunk("Once "), chunk("upon"), chunk(finish="stop"), DONE]
 
 class LiveResponse:
     """One response: what is put into it arrives; None is its end, an error breaks it."""
+
+    trailers: Trailers | None = None
 
     def __init__(self, status: int = 200, headers: Headers = SSE) -> None:
         self.status = status

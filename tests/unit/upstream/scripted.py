@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
+from proxy.core.trailers import Trailers
 from proxy.core.wire import Headers, header
 from proxy.errors import UpstreamError, UpstreamProtocolError, UpstreamUnreachable
 from proxy.upstream.base import Chain, Exchange, Outgoing, Profile, Transport, UpstreamRequest
@@ -24,6 +25,7 @@ class Answer:
     cut: bool = False
     closed: int = 0
     read: bool = False
+    trailers: Trailers | None = None
 
     async def aiter_raw(self) -> AsyncIterator[bytes]:
         self.read = True

@@ -1,9 +1,11 @@
 """Which headers go upstream."""
 
+from dataclasses import replace
+
 import pytest
 
 from proxy.core.wire import Headers
-from proxy.upstream.config import KeySecret, UpstreamConfig
+from proxy.upstream.config import KeySecret, TransportName, UpstreamConfig
 from proxy.upstream.headers import end_to_end, for_upstream
 
 KEY = KeySecret("sk-pool")
@@ -36,15 +38,18 @@ def sent(
 
 
 PLAIN = UpstreamConfig("up", "https://upstream.example/v1")
+TAKES_TRAILERS = ((b"TE", b"trailers"), (b"Connection", b"TE"))
 
 
 def test_B60_end_to_end_headers_pass_in_order() -> None:
-    assert sent(PLAIN) == (
+    passed = (
         (b"x-first", b"1"),
         (b"authorization", b"Bearer sk-client"),
         (b"openai-organization", b"org"),
         (b"x-first", b"2"),
     )
+    assert sent(PLAIN) == (*passed, *TAKES_TRAILERS)
+    assert sent(replace(PLAIN, transport=TransportName.HTTPX)) == passed
 
 
 def test_B60_hop_by_hop_is_told_in_any_case() -> None:
