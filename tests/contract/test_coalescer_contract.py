@@ -86,9 +86,7 @@ def _disk(stack: AsyncExitStack, path: Path) -> Medium:
     async def kill(worker: Coalescer) -> None:
         assert isinstance(worker, DiskCoalescer)
         await worker._tasks.cancel()
-        writer, worker._writer = worker._writer, None
-        assert writer is not None
-        await writer.close()
+        await worker._writer.close()
 
     def left() -> list[str]:
         with closing(sqlite3.connect(path)) as file:
