@@ -69,7 +69,6 @@ class Flight:
         self.plan = plan
         self.key = key if key is not None else ""
         self.store_key = key
-        self.shared = shared
         self.stored_at = stored_at
         rule = plan.derivation.rule
         self.rule = rule.name if rule is not None else ""

@@ -159,10 +159,6 @@ class DiskStore:
         )
         return StoreStats(entries=entries, bytes=held, max_bytes=self._max_bytes)
 
-    async def sweep(self) -> None:
-        """Remove what has expired, now; it happens by itself every `sweep_interval_seconds`."""
-        await self._write(self._remove_expired)
-
     async def close(self) -> None:
         await self._writer.close()
         await self._reader.close()

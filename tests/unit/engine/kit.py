@@ -165,9 +165,6 @@ class ScriptedForwarder:
     def max_batch(self, chain: Chain) -> int | None:
         return None
 
-    async def aclose(self) -> None:
-        return
-
 
 @dataclass(slots=True)
 class Witness:
