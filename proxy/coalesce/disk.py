@@ -39,7 +39,6 @@ class DiskCoalescer:
         retry_seconds: float = 2.0,
     ) -> None:
         self._clock = clock
-        self._timeout_seconds = timeout_seconds
         self._tasks = TaskGroup()
         self._leases = DiskLeases(clock, lease_seconds=lease_seconds)
         self._held = HeldLeases(self, clock, self._tasks, lease_seconds=lease_seconds)
@@ -79,10 +78,7 @@ class DiskCoalescer:
         if self._closed:
             raise StoreUnavailable("disk leases: closed")
         with self._circuit.guarding():
-            got = await self._acquisitions.wait(keys)
-            if got is None:
-                raise StoreUnavailable(f"disk leases: not done within {self._timeout_seconds:g} s")
-        return got
+            return await self._acquisitions.wait(keys)
 
     async def close(self) -> None:
         self._closed = True

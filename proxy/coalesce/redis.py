@@ -49,7 +49,6 @@ class RedisCoalescer:
         linger_seconds: float = 2.0,
     ) -> None:
         self._channel = channel
-        self._timeout_seconds = timeout_seconds
         self._names = Names(key_prefix)
         self._tasks = TaskGroup()
         self._redis = GuardedRedis(
@@ -97,10 +96,7 @@ class RedisCoalescer:
         try:
             got = await self._acquisitions.wait(keys)
         except StoreUnavailable as error:
-            self._redis.failed(error)
-            raise
-        if got is None:
-            raise self._redis.failed(f"no reply within {self._timeout_seconds:g} s")
+            raise self._redis.failed(error) from error
         self._redis.succeeded()
         return got
 
