@@ -14,6 +14,7 @@ from proxy.core.wire import Endpoint, media_type, text_of
 from proxy.engine.broadcast import Piece
 from proxy.engine.entries import Entries
 from proxy.engine.flight import Flight, Head
+from proxy.engine.outcomes import is_error
 from proxy.engine.plan import Plan
 from proxy.engine.reading import read_up_to
 from proxy.engine.settlement import Settlement
@@ -25,7 +26,6 @@ _INLINE_BYTES = 128 * 1024
 # So much is decoded at once, and so many times what an entry may have to read the usage in it.
 _CODED_BYTES = 4 * 1024
 _MOST_PLAIN = 4
-_FIRST_ERROR = 400
 _OTHER_FORM = "The worker that asked for this answer died, and a new one came in another form."
 
 
@@ -225,7 +225,7 @@ def _land(flight: Flight, settlement: Settlement) -> None:
     """What all who follow are to make of it."""
     if settlement.stored:
         flight.land(FlightEnd.STORED, settlement.entry)
-    elif settlement.entry is not None or settlement.exchange.response.status >= _FIRST_ERROR:
+    elif settlement.entry is not None or is_error(settlement.exchange.response.status):
         # Others need not go one by one: the next answer may be a good one, or be kept.
         flight.land(FlightEnd.FAILED, settlement.entry)
     else:

@@ -10,8 +10,14 @@ from proxy.errors import UpstreamError, UpstreamFailing
 # Why a stale entry was served, beside what went wrong.
 _REVALIDATING = "revalidating"
 _ON_ERROR = "stale-if-error"
+_FIRST_ERROR = 400
 _TOO_MANY_REQUESTS = 429
 _FIRST_FAULT = 500
+
+
+def is_error(status: int) -> bool:
+    """Whether an answer of this status is none that was asked for."""
+    return status >= _FIRST_ERROR
 
 
 def is_failing(status: int) -> bool:
