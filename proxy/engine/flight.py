@@ -9,7 +9,7 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from proxy.coalesce.base import FlightEnd
+from proxy.coalesce.base import FlightEnd, Lease
 from proxy.core.entry import Entry, Usage
 from proxy.core.trailers import Trailers
 from proxy.core.wire import Headers
@@ -85,6 +85,8 @@ class Flight:
         """How long a reader may hold up the source, where others elsewhere may wait for the end."""
         self.asks_others = False
         """Whether other workers and replicas are asked who leads."""
+        self.lease: Lease | None = None
+        """What it holds until it lands, where others are asked and this process leads."""
         self.is_asked = False
         """True once this process has begun to ask the upstream."""
         self.collapsed = False
