@@ -72,8 +72,8 @@ class Flight:
         self.stored_at = stored_at
         rule = plan.derivation.rule
         self.rule = rule.name if rule is not None else ""
-        self.max_bytes = rule.max_entry_bytes if rule and shared else _UNSHARED_BYTES
-        self.body = Broadcast(max_bytes=self.max_bytes, keeps=shared)
+        max_bytes = rule.max_entry_bytes if rule and shared else _UNSHARED_BYTES
+        self.body = Broadcast(max_bytes=max_bytes, keeps=shared)
         self.settlement: Settlement | None = None
         self.entry: Entry | None = None
         self.usage: Usage | None = None

@@ -93,7 +93,7 @@ class _Stream:
         self._coded = text_of(exchange.response.headers, b"content-encoding") is not None
         self._decoder = _decoder(exchange)
         # In the client's own coding the bytes go through untouched where nobody else reads them.
-        self._plain = self._decoder is not None and (flight.store_key is not None)
+        self._plain = self._decoder is not None and flight.store_key is not None
         self._recorded_bytes = 0
         self._judged = False
 

@@ -22,7 +22,6 @@ from proxy.upstream.windows import WINDOW_SECONDS
 _T = TypeVar("_T")
 
 _RETRY_SECONDS: Final = 2.0
-_POLL_SECONDS: Final = 0.5
 _LOOK_SECONDS: Final = 1.0  # a file that was moved aside is let go of
 _RESTORED: Final = -1.0
 
@@ -59,8 +58,9 @@ _USED_SINCE: Final = (
 class DiskKeyBoard:
     """In the file at `path`, over a thread of its own; what others post is found by looking."""
 
+    poll_seconds = 0.5
+
     def __init__(self, path: Path, *, clock: Clock, timeout_seconds: float = 5.0) -> None:
-        self.poll_seconds = _POLL_SECONDS
         self._clock = clock
         self._timeout_seconds = timeout_seconds
         breaker = Breaker(retry_seconds=_RETRY_SECONDS, longest_wait_seconds=_RETRY_SECONDS)

@@ -91,6 +91,8 @@ class RedisKeyBoard:
     used.
     """
 
+    poll_seconds = 5.0
+
     def __init__(
         self,
         config: RedisConfig,
@@ -99,9 +101,7 @@ class RedisKeyBoard:
         key_prefix: str,
         clock: Clock,
         timeout_seconds: float = 1.0,
-        poll_seconds: float = 5.0,
     ) -> None:
-        self.poll_seconds = poll_seconds
         self._channel = channel
         self._key = f"{key_prefix}key_states"
         self._timeout_seconds = timeout_seconds
