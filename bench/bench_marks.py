@@ -18,6 +18,7 @@ from pathlib import Path
 
 from bench.processes import redis
 from proxy.backends.redis_channel import RedisChannel
+from proxy.backends.redis_config import RedisConfig
 from proxy.clock import SystemClock
 from proxy.core.entry import Entry, Form
 from proxy.core.marks import Marks, Verdict
@@ -150,8 +151,9 @@ async def replicas(url: str) -> None:
 
 
 def over_redis(url: str, prefix: str) -> tuple[RedisMarkLog, RedisChannel]:
-    channel = RedisChannel(url, clock=SystemClock())
-    return RedisMarkLog(url, channel=channel, key_prefix=prefix, clock=SystemClock()), channel
+    config = RedisConfig(url)
+    channel = RedisChannel(config, clock=SystemClock())
+    return RedisMarkLog(config, channel=channel, key_prefix=prefix, clock=SystemClock()), channel
 
 
 async def logs(url: str) -> None:

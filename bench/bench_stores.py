@@ -22,6 +22,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from bench.processes import redis
+from proxy.backends.redis_config import RedisConfig
 from proxy.backends.sqlite_file import open_file
 from proxy.clock import SystemClock
 from proxy.stores.base import Put, Store
@@ -150,7 +151,9 @@ async def disk(turns: int) -> None:
 
 
 async def over_redis(url: str, turns: int) -> None:
-    store = RedisStore(url, clock=SystemClock(), timeout_seconds=5.0, write_timeout_seconds=5.0)
+    store = RedisStore(
+        RedisConfig(url), clock=SystemClock(), timeout_seconds=5.0, write_timeout_seconds=5.0
+    )
     await store.open()
     puts = [Put(key, VALUE, LATER) for key in KEYS]
 

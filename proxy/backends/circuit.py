@@ -2,6 +2,8 @@
 
 import logging
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from proxy.clock import Clock
@@ -35,6 +37,17 @@ class Circuit:
         """Raise StoreUnavailable at once while the circuit is open."""
         if not self._breaker.allow(self._clock.monotonic()):
             raise StoreUnavailable(f"{self._what}: the circuit is open")
+
+    @contextmanager
+    def guarding(self) -> Iterator[None]:
+        """One call: none while the circuit is open, and StoreUnavailable out of it is a failure."""
+        self.admit()
+        try:
+            yield
+        except StoreUnavailable as error:
+            self.failed(str(error).removeprefix(f"{self._what}: "))
+            raise
+        self.succeeded()
 
     def succeeded(self) -> None:
         if self._breaker.succeeded(self._clock.monotonic()) is Transition.CLOSED:

@@ -11,6 +11,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
+from proxy.backends.redis_config import RedisConfig
 from proxy.backends.redis_dial import RedisDialler
 from proxy.backends.redis_guard import GuardedRedis
 from proxy.clock import Clock
@@ -32,31 +33,22 @@ class RedisChannel:
 
     def __init__(
         self,
-        url: str,
+        config: RedisConfig,
         *,
         clock: Clock,
-        connect_timeout_seconds: float = 1.0,
         publish_timeout_seconds: float = 0.25,
         ping_seconds: float = 2.0,
         retry_seconds: float = 0.1,
         longest_retry_seconds: float = 5.0,
-        ca_file: str | None = None,
     ) -> None:
         self._clock = clock
         self._publish_timeout_seconds = publish_timeout_seconds
         self._ping_seconds = ping_seconds
         self._retry_seconds = retry_seconds
         self._longest_retry_seconds = longest_retry_seconds
-        self._dialler = RedisDialler(
-            url, connect_timeout_seconds=connect_timeout_seconds, ca_file=ca_file
-        )
+        self._dialler = RedisDialler(config)
         self._publisher = GuardedRedis(
-            "redis messages",
-            url,
-            clock=clock,
-            max_connections=_MAX_CONNECTIONS,
-            connect_timeout_seconds=connect_timeout_seconds,
-            ca_file=ca_file,
+            "redis messages", config, clock=clock, max_connections=_MAX_CONNECTIONS
         )
         self._heard: dict[bytes, list[Callable[[bytes], None]]] = {}
         self._connected: list[Callable[[], None]] = []

@@ -11,6 +11,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
+from proxy.backends.redis_config import RedisConfig
+
 Command: TypeAlias = tuple[str | bytes | int, ...]
 
 _POOL_OPTIONS: Final = ("max_connections", "timeout")  # of a URL, but not for a connection
@@ -22,12 +24,10 @@ class RedisDialler:
     Raises ValueError for a URL that redis-py does not take.
     """
 
-    def __init__(
-        self, url: str, *, connect_timeout_seconds: float, ca_file: str | None = None
-    ) -> None:
-        self._options = _options(url, connect_timeout_seconds, ca_file)
+    def __init__(self, config: RedisConfig) -> None:
+        self._options = _options(config)
         self._class: type[AbstractConnection] = self._options.pop("connection_class", Connection)
-        self._connect_timeout_seconds = connect_timeout_seconds
+        self._connect_timeout_seconds = config.connect_timeout_seconds
         try:
             model = self._class(**self._options)
         except (RedisError, TypeError) as error:
@@ -74,8 +74,8 @@ async def _reply(connection: AbstractConnection) -> Any:
         return error
 
 
-def _options(url: str, connect_timeout_seconds: float, ca_file: str | None) -> dict[str, Any]:
-    parsed: Mapping[str, Any] = parse_url(url)
+def _options(config: RedisConfig) -> dict[str, Any]:
+    parsed: Mapping[str, Any] = parse_url(config.url)
     options = {name: value for name, value in parsed.items() if name not in _POOL_OPTIONS}
     options |= {
         # RESP2 needs no greeting; its replies to our commands are the same, and cost the same.
@@ -83,12 +83,12 @@ def _options(url: str, connect_timeout_seconds: float, ca_file: str | None) -> d
         "decode_responses": False,
         # One deadline stands around each batch; a second one inside only costs time.
         "socket_timeout": None,
-        "socket_connect_timeout": connect_timeout_seconds,
+        "socket_connect_timeout": config.connect_timeout_seconds,
         "retry": Retry(NoBackoff(), 0),
         "driver_info": None,
     }
-    if url.startswith(("redis:", "rediss:")):
+    if config.url.startswith(("redis:", "rediss:")):
         options["socket_keepalive"] = True
-    if ca_file is not None and url.startswith("rediss:"):
-        options["ssl_ca_certs"] = ca_file
+    if config.ca_file is not None and config.url.startswith("rediss:"):
+        options["ssl_ca_certs"] = config.ca_file
     return options

@@ -13,6 +13,7 @@ from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
 from proxy.backends.circuit import Circuit
 from proxy.backends.deadline import deadline
+from proxy.backends.redis_config import RedisConfig
 from proxy.backends.redis_dial import Command
 from proxy.backends.redis_link import RedisLink
 from proxy.clock import Clock
@@ -52,14 +53,10 @@ class GuardedRedis:
     def __init__(
         self,
         what: str,
-        url: str,
+        config: RedisConfig,
         *,
         clock: Clock,
         max_connections: int,
-        connect_timeout_seconds: float = 1.0,
-        ca_file: str | None = None,
-        failure_threshold: int = 3,
-        retry_seconds: float = 1.0,
         probe: Command = ("PING",),
         probe_seconds: float = 1.0,
     ) -> None:
@@ -67,13 +64,10 @@ class GuardedRedis:
         self._clock = clock
         self._probe = probe
         self._probe_seconds = probe_seconds
-        self.link = RedisLink(
-            url,
-            max_connections=max_connections,
-            connect_timeout_seconds=connect_timeout_seconds,
-            ca_file=ca_file,
+        self.link = RedisLink(config, max_connections=max_connections)
+        breaker = Breaker(
+            failure_threshold=config.failure_threshold, retry_seconds=config.retry_seconds
         )
-        breaker = Breaker(failure_threshold=failure_threshold, retry_seconds=retry_seconds)
         self._circuit = Circuit(what, breaker, clock)
         self._tasks = TaskGroup()
         self._watched = False

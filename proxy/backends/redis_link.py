@@ -17,6 +17,7 @@ from typing import Any
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from proxy.backends.redis_config import RedisConfig
 from proxy.backends.redis_dial import Command, RedisDialler, exchange
 from proxy.tasks import TaskGroup
 
@@ -27,17 +28,8 @@ class RedisLink:
     Raises ValueError for a URL that redis-py does not take.
     """
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        max_connections: int,
-        connect_timeout_seconds: float,
-        ca_file: str | None = None,
-    ) -> None:
-        self._dialler = RedisDialler(
-            url, connect_timeout_seconds=connect_timeout_seconds, ca_file=ca_file
-        )
+    def __init__(self, config: RedisConfig, *, max_connections: int) -> None:
+        self._dialler = RedisDialler(config)
         self._max_connections = max_connections
         self._idle: list[AbstractConnection] = []
         self._waiting: deque[asyncio.Future[AbstractConnection]] = deque()

@@ -11,13 +11,15 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
+from proxy.backends.circuit import Circuit
 from proxy.backends.sqlite_file import open_file, says_damaged
 from proxy.clock import Clock
 from proxy.errors import StoreUnavailable
 
 Job: TypeAlias = Callable[[sqlite3.Connection], Any]
+_T = TypeVar("_T")
 _Asked: TypeAlias = tuple[Job, "asyncio.Future[Any]"]
 
 _BATCH_JOBS: Final = 64
@@ -25,15 +27,17 @@ _JOIN_SECONDS: Final = 5.0  # a thread that hangs in a dead file system must not
 
 
 class SqliteThread:
-    """Runs jobs in order on a connection of its own.
+    """Runs jobs in order on a connection of its own; it starts with the first of them.
 
-    With `writes`, each batch is one `BEGIN IMMEDIATE` transaction: all of it or nothing. `prepare`
-    is done to each connection before anything else, outside of transactions. `idle` runs after
-    `idle_seconds` without work, and after a batch when that long has passed.
+    `what` names it in errors. With `writes`, each batch is one `BEGIN IMMEDIATE` transaction: all
+    of it or nothing. `prepare` is done to each connection before anything else, outside of
+    transactions. `idle` runs after `idle_seconds` without work, and after a batch when that long
+    has passed.
     """
 
     def __init__(
         self,
+        what: str,
         path: Path,
         clock: Clock,
         *,
@@ -42,33 +46,69 @@ class SqliteThread:
         idle: Job | None = None,
         idle_seconds: float | None = None,
     ) -> None:
-        self._path = path
+        self._what = what
+        self._path = Path(path)
         self._clock = clock
         self._writes = writes
         self._prepare = prepare
         self._idle = idle
         self._idle_seconds = idle_seconds
-        self._idle_at = clock.monotonic() + (idle_seconds or 0.0)
+        self._idle_at = 0.0
         self._queue: SimpleQueue[_Asked | None] = SimpleQueue()
         self._connection: sqlite3.Connection | None = None
         self._inode = 0
         self._damaged = False
-        self._loop = asyncio.get_running_loop()
-        self._thread = threading.Thread(
-            target=self._run, name=f"disk-{'writes' if writes else 'reads'}", daemon=True
-        )
-        self._thread.start()
+        self._thread: threading.Thread | None = None
+        self._closed = False
 
-    def ask(self, job: Job) -> "asyncio.Future[Any]":
+    @property
+    def runs(self) -> bool:
+        """True from the first job until it is closed."""
+        return self._thread is not None
+
+    def ask(self, job: Callable[[sqlite3.Connection], _T]) -> "asyncio.Future[_T]":
         """The result of `job`, or StoreUnavailable where SQLite could not do it."""
-        answer: asyncio.Future[Any] = self._loop.create_future()
+        self._refuse_if_closed()
+        if self._thread is None:
+            self._start()
+        answer: asyncio.Future[_T] = self._loop.create_future()
         self._queue.put((job, answer))
         return answer
 
+    async def ask_within(self, seconds: float, job: Callable[[sqlite3.Connection], _T]) -> _T:
+        """The same, or StoreUnavailable after `seconds`; the job is done all the same."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await self.ask(job)
+        except TimeoutError:
+            raise StoreUnavailable(f"{self._what}: not done within {seconds:g} s") from None
+
+    async def ask_behind(
+        self, circuit: Circuit, seconds: float, job: Callable[[sqlite3.Connection], _T]
+    ) -> _T:
+        """The same, for `circuit` to admit and to count; to be closed is no failure."""
+        self._refuse_if_closed()
+        with circuit.guarding():
+            return await self.ask_within(seconds, job)
+
     async def close(self) -> None:
-        """Work off what was asked before, then end the thread."""
-        self._queue.put(None)
-        await asyncio.to_thread(self._thread.join, _JOIN_SECONDS)
+        """Work off what was asked before, then end the thread; safe to call twice."""
+        self._closed = True
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._queue.put(None)
+            await asyncio.to_thread(thread.join, _JOIN_SECONDS)
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise StoreUnavailable(f"{self._what}: closed")
+
+    def _start(self) -> None:
+        self._idle_at = self._clock.monotonic() + (self._idle_seconds or 0.0)
+        self._loop = asyncio.get_running_loop()
+        name = f"disk-{'writes' if self._writes else 'reads'}"
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
 
     def _run(self) -> None:
         last = False
@@ -104,7 +144,7 @@ class SqliteThread:
                 results = self._attempt(batch)
         except (sqlite3.Error, OSError) as error:
             self._give_up(error)
-            failure = StoreUnavailable(f"disk: {error}")
+            failure = StoreUnavailable(f"{self._what}: {error}")
             return [(answer, failure) for _, answer in batch]
         except Exception as error:  # noqa: BLE001 - the thread's boundary: callers must hear of it
             self._give_up(error)

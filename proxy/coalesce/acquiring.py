@@ -40,8 +40,8 @@ class Acquisitions:
     def __bool__(self) -> bool:
         return bool(self._trips)
 
-    async def wait(self, keys: Sequence[str]) -> Acquired | None:
-        """What there is for `keys`, or None where that takes too long. Raises StoreUnavailable."""
+    async def wait(self, keys: Sequence[str]) -> Acquired:
+        """What there is for `keys`. Raises StoreUnavailable, also where that takes too long."""
         asked: asyncio.Future[Acquired] = asyncio.get_running_loop().create_future()
         self._queue.append((keys, asked))
         self._depart()
@@ -50,7 +50,7 @@ class Acquisitions:
                 return await asked
         except TimeoutError:
             self._missed(asked)
-            return None
+            raise StoreUnavailable(f"no answer within {self._timeout_seconds:g} s") from None
         except asyncio.CancelledError:
             self._missed(asked)
             raise

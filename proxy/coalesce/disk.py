@@ -5,11 +5,12 @@ A disk tells nobody that something changed: followers look, and get the end alon
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from proxy.backends.circuit import Circuit
-from proxy.backends.sqlite_thread import Job, SqliteThread
+from proxy.backends.sqlite_thread import SqliteThread
 from proxy.clock import Clock
 from proxy.coalesce.acquiring import Acquired, Acquisitions
 from proxy.coalesce.base import FlightEnd, Followed, FollowEvent, Landed, Lease
@@ -19,7 +20,6 @@ from proxy.core.breaker import Breaker
 from proxy.errors import StoreUnavailable
 from proxy.tasks import TaskGroup
 
-_FAILURES: Final = 3
 _PATIENCE_SECONDS: Final = 5.0  # for what nobody waits for
 _SHORTEST_PAUSE: Final = 0.01
 _LONGEST_PAUSE: Final = 0.1
@@ -38,20 +38,27 @@ class DiskCoalescer:
         timeout_seconds: float = 0.25,
         retry_seconds: float = 2.0,
     ) -> None:
-        self._path = Path(path)
         self._clock = clock
-        self._lease_seconds = lease_seconds
-        self._timeout_seconds = timeout_seconds
         self._tasks = TaskGroup()
         self._leases = DiskLeases(clock, lease_seconds=lease_seconds)
         self._held = HeldLeases(self, clock, self._tasks, lease_seconds=lease_seconds)
         self._acquisitions = Acquisitions(
             self._acquire, self._tasks, timeout_seconds=timeout_seconds
         )
-        breaker = Breaker(failure_threshold=_FAILURES, retry_seconds=retry_seconds)
+        breaker = Breaker(retry_seconds=retry_seconds)
         self._circuit = Circuit("disk leases", breaker, clock)
-        self._writer: SqliteThread | None = None
-        self._reader: SqliteThread | None = None
+        self._writer = SqliteThread(
+            "disk leases",
+            path,
+            clock,
+            writes=True,
+            prepare=self._leases.prepare,
+            idle=self._leases.sweep,
+            idle_seconds=lease_seconds,
+        )
+        self._reader = SqliteThread(
+            "disk leases", path, clock, writes=False, idle_seconds=lease_seconds
+        )
         self._followed: dict[Row, set[asyncio.Future[FlightEnd]]] = {}
         self._watching = False
         self._pause = _SHORTEST_PAUSE
@@ -60,62 +67,42 @@ class DiskCoalescer:
     @property
     def available(self) -> bool:
         """False while the file is known to be out of use."""
-        return self._writer is not None and self._circuit.closed
+        return not self._closed and self._circuit.closed
 
     async def open(self) -> None:
-        """Start the threads; the file is opened by what is asked first."""
-        if self._writer is None:
-            idle = self._lease_seconds
-            self._writer = SqliteThread(
-                self._path,
-                self._clock,
-                writes=True,
-                prepare=self._leases.prepare,
-                idle=self._leases.sweep,
-                idle_seconds=idle,
-            )
-            self._reader = SqliteThread(self._path, self._clock, writes=False, idle_seconds=idle)
+        """Nothing to do: the file is opened by what is asked first."""
 
     async def acquire(self, keys: Sequence[str]) -> list[Lease | Followed]:
         if not keys:
             return []
         if self._closed:
             raise StoreUnavailable("disk leases: closed")
-        self._circuit.admit()
-        try:
-            got = await self._acquisitions.wait(keys)
-        except StoreUnavailable as error:
-            self._circuit.failed(error)
-            raise
-        if got is None:
-            reason = f"not done within {self._timeout_seconds:g} s"
-            self._circuit.failed(reason)
-            raise StoreUnavailable(f"disk leases: {reason}")
-        self._circuit.succeeded()
-        return got
+        with self._circuit.guarding():
+            return await self._acquisitions.wait(keys)
 
     async def close(self) -> None:
         self._closed = True
         await self._acquisitions.settle()
         await self._held.release_all()
-        threads = (self._writer, self._reader)
-        self._writer = self._reader = None
         self._settle_all(StoreUnavailable("disk leases: closed"))
         await self._tasks.cancel()
-        for thread in threads:
-            if thread is not None:
-                await thread.close()
+        await self._writer.close()
+        await self._reader.close()
 
     # The table, for what is held.
 
     async def renew(self, leases: Sequence[HeldLease]) -> Sequence[int]:
         rows = [(lease.key, lease.token) for lease in leases]
-        held = await self._ask(self._writer, lambda file: self._leases.renew(file, rows))
+        held = await self._writer.ask_within(
+            _PATIENCE_SECONDS, lambda file: self._leases.renew(file, rows)
+        )
         return [Kept.HELD if each else Kept.LOST for each in held]
 
     async def release(self, leaving: Sequence[Leaving]) -> None:
         ends = [((lease.key, lease.token), end) for lease, end in leaving]
-        await self._ask(self._writer, lambda file: self._leases.release(file, ends))
+        await self._writer.ask_within(
+            _PATIENCE_SECONDS, lambda file: self._leases.release(file, ends)
+        )
 
     # What is followed.
 
@@ -141,7 +128,9 @@ class DiskCoalescer:
             while self._followed:
                 rows = list(self._followed)
                 try:
-                    ends = await self._ask(self._reader, self._look_job(rows))
+                    ends = await self._reader.ask_within(
+                        _PATIENCE_SECONDS, partial(self._leases.look, rows=rows)
+                    )
                 except StoreUnavailable as error:
                     self._settle_all(error)
                 else:
@@ -151,9 +140,6 @@ class DiskCoalescer:
                 self._pause = min(self._pause * _GROWTH, _LONGEST_PAUSE)
         finally:
             self._watching = False
-
-    def _look_job(self, rows: Sequence[Row]) -> Job:
-        return lambda file: self._leases.look(file, rows)
 
     def _settle(self, row: Row, end: FlightEnd | None) -> None:
         for landed in self._followed.get(row, ()):
@@ -166,11 +152,9 @@ class DiskCoalescer:
                 if not landed.done():
                     landed.set_exception(StoreUnavailable(error.message))
 
-    # The threads.
-
     async def _acquire(self, keys: Sequence[str]) -> Acquired:
-        token, holders, lately = await self._ask(
-            self._writer, lambda file: self._leases.acquire(file, keys)
+        token, holders, lately = await self._writer.ask_within(
+            _PATIENCE_SECONDS, lambda file: self._leases.acquire(file, keys)
         )
         return [
             self._held.hold(key, token, stored_lately=stored)
@@ -178,15 +162,6 @@ class DiskCoalescer:
             else DiskFollowed(self, key, holder)
             for key, holder, stored in zip(keys, holders, lately, strict=True)
         ]
-
-    async def _ask(self, thread: SqliteThread | None, job: Job) -> Any:
-        if thread is None:
-            raise StoreUnavailable("disk leases: closed")
-        try:
-            async with asyncio.timeout(_PATIENCE_SECONDS):
-                return await thread.ask(job)
-        except TimeoutError:
-            raise StoreUnavailable(f"disk leases: not done in {_PATIENCE_SECONDS:g} s") from None
 
 
 class DiskFollowed(Followed):

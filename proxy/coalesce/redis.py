@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from proxy.backends.channel import Channel
+from proxy.backends.redis_config import RedisConfig
 from proxy.backends.redis_dial import RedisDialler
 from proxy.backends.redis_guard import GuardedRedis
 from proxy.clock import Clock
@@ -37,33 +38,24 @@ class RedisCoalescer:
 
     def __init__(
         self,
-        url: str,
+        config: RedisConfig,
         *,
         clock: Clock,
         channel: Channel,
         key_prefix: str,
         lease_seconds: float = 5.0,
         timeout_seconds: float = 0.05,
-        connect_timeout_seconds: float = 1.0,
         max_connections: int = 4,
-        failure_threshold: int = 3,
-        retry_seconds: float = 1.0,
         linger_seconds: float = 2.0,
-        ca_file: str | None = None,
     ) -> None:
         self._channel = channel
-        self._timeout_seconds = timeout_seconds
         self._names = Names(key_prefix)
         self._tasks = TaskGroup()
         self._redis = GuardedRedis(
             "redis leases",
-            url,
+            config,
             clock=clock,
             max_connections=max_connections,
-            connect_timeout_seconds=connect_timeout_seconds,
-            ca_file=ca_file,
-            failure_threshold=failure_threshold,
-            retry_seconds=retry_seconds,
             probe=("SET", self._names.probe, "1", "PX", 1000),
             probe_seconds=timeout_seconds,
         )
@@ -74,7 +66,7 @@ class RedisCoalescer:
         )
         self._reader = StreamReader(
             self._redis,
-            RedisDialler(url, connect_timeout_seconds=connect_timeout_seconds, ca_file=ca_file),
+            RedisDialler(config),
             self._names,
             clock,
             self._tasks,
@@ -104,10 +96,7 @@ class RedisCoalescer:
         try:
             got = await self._acquisitions.wait(keys)
         except StoreUnavailable as error:
-            self._redis.failed(error)
-            raise
-        if got is None:
-            raise self._redis.failed(f"no reply within {self._timeout_seconds:g} s")
+            raise self._redis.failed(error) from error
         self._redis.succeeded()
         return got
 

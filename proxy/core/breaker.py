@@ -34,7 +34,7 @@ class Breaker:
     def __init__(
         self,
         *,
-        failure_threshold: int,
+        failure_threshold: int = 3,
         retry_seconds: float,
         longest_wait_seconds: float = _LONGEST_WAIT_SECONDS,
     ) -> None:

@@ -20,17 +20,17 @@ _SPELLED: Final = re.compile(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*(s|ms)?\s*")
 
 
 @dataclass(frozen=True, slots=True)
-class ClientDeadline:
+class Deadlines:
     """Seconds from the request on: for the answer to begin, and for its end; infinite for none."""
 
     begin_seconds: float = math.inf
     end_seconds: float = math.inf
 
 
-NONE: Final = ClientDeadline()
+NONE: Final = Deadlines()
 
 
-def client_deadline(headers: Headers) -> ClientDeadline:
+def client_deadline(headers: Headers) -> Deadlines:
     """What the headers (names in lower case) ask for; what can't be read, and zero, ask nothing."""
     begin = end = math.inf
     for name, value in headers:
@@ -38,7 +38,7 @@ def client_deadline(headers: Headers) -> ClientDeadline:
             end = min(end, _seconds(value))
         elif name in _SDK_HEADERS:
             begin = min(begin, _seconds(value))
-    return NONE if begin == end == math.inf else ClientDeadline(min(begin, end), end)
+    return NONE if begin == end == math.inf else Deadlines(min(begin, end), end)
 
 
 def _seconds(value: bytes) -> float:

@@ -4,7 +4,7 @@
 """
 
 from dataclasses import dataclass
-from typing import Final, TypeAlias, assert_never
+from typing import Final, assert_never
 
 from proxy.core.control import NO_CONTROL, ClientControl
 from proxy.core.entry import Entry
@@ -92,9 +92,6 @@ class Refuse:
     """Answer 504: the client wanted a cached answer only."""
 
     reason: MissReason | BypassReason
-
-
-Decision: TypeAlias = Hit | StaleHit | Forward | Bypass | Refuse
 
 
 def control_of(derivation: Derivation, asked: ClientControl) -> ClientControl:

@@ -10,7 +10,7 @@ import orjson
 
 from proxy.core.embeddings import is_vector
 from proxy.core.entry import Form, Usage
-from proxy.core.sse import DEFAULT_MAX_EVENT_BYTES, EventTooLarge, SseEvent, SseParser
+from proxy.core.sse import DEFAULT_MAX_EVENT_BYTES, EventTooLarge, SseEvent, SseParser, WholeEvents
 from proxy.core.transcript import NotAChunk, NotAssemblable, Transcript, read_usage
 from proxy.core.wire import Endpoint
 
@@ -300,32 +300,11 @@ def _parsed(json: bytes) -> object:
         return None
 
 
-class UsageFilter:
-    """Passes a stream byte for byte, but for its usage chunk: for a client that did not ask.
-
-    Only whole events pass, and the end of a stream that breaks off inside one comes by `flush`.
-    """
+class UsageFilter(WholeEvents):
+    """Passes a stream without its usage chunk: for a client that did not ask for it."""
 
     def __init__(self) -> None:
-        self._parser: SseParser | None = SseParser()
-
-    def feed(self, raw: bytes) -> bytes:
-        """The bytes that can go on to the client now."""
-        if self._parser is None:
-            return raw
-        try:
-            events = self._parser.feed(raw)
-        except EventTooLarge as error:
-            # No usage chunk is that long, and no more is to be held back.
-            self._parser = None
-            return error.unread
-        if len(events) == 1:
-            return b"" if is_usage_chunk(events[0].data) else events[0].raw
-        return b"".join(event.raw for event in events if not is_usage_chunk(event.data))
-
-    def flush(self) -> bytes:
-        """What is held of an event that did not end."""
-        return b"" if self._parser is None else self._parser.pending
+        super().__init__(drops=is_usage_chunk)
 
 
 def is_usage_chunk(data: bytes) -> bool:

@@ -18,31 +18,6 @@ _NAMES: Final = ("id", "created", "system_fingerprint", "service_tier", "obfusca
 _RENAMED: Final = ("id", "created")
 
 
-class WholeEvents:
-    """Passes a stream byte for byte, but only up to the end of an event: so it can be resumed."""
-
-    def __init__(self) -> None:
-        self._parser: SseParser | None = SseParser()
-
-    def feed(self, raw: bytes) -> bytes:
-        """The bytes of the events that `raw` finishes."""
-        if self._parser is None:
-            return raw
-        try:
-            events = self._parser.feed(raw)
-        except EventTooLarge as error:
-            # No more is to be held back; such a stream can't be resumed, nor is it stored.
-            self._parser = None
-            return error.unread
-        if len(events) == 1:
-            return events[0].raw
-        return b"".join([event.raw for event in events])
-
-    def flush(self) -> bytes:
-        """What is held of an event that did not end."""
-        return b"" if self._parser is None else self._parser.pending
-
-
 class Resumption:
     """Takes the new stream, and gives what comes after the part that was handed on.
 

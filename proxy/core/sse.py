@@ -5,6 +5,7 @@ browser that reconnects (`id`, `retry`).
 """
 
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 DEFAULT_MAX_EVENT_BYTES = 8 * 1024 * 1024
@@ -132,6 +133,36 @@ class SseParser:
             elif name == b"event":
                 event = value.removeprefix(b" ")
         return SseEvent(b"\n".join(data), event, raw)
+
+
+class WholeEvents:
+    """Passes a stream byte for byte, but only up to the end of an event.
+
+    Events whose data `drops` picks are left out. The end of a stream that breaks off inside an
+    event comes by `flush`.
+    """
+
+    def __init__(self, *, drops: Callable[[bytes], bool] | None = None) -> None:
+        self._parser: SseParser | None = SseParser()
+        self._drops = drops
+
+    def feed(self, raw: bytes) -> bytes:
+        """The bytes of the events that `raw` finishes."""
+        if self._parser is None:
+            return raw
+        try:
+            events = self._parser.feed(raw)
+        except EventTooLarge as error:
+            # No more is to be held back: what is to be left out, or gone on with, is not that long.
+            self._parser = None
+            return error.unread
+        if (drops := self._drops) is not None:
+            events = [event for event in events if not drops(event.data)]
+        return events[0].raw if len(events) == 1 else b"".join([event.raw for event in events])
+
+    def flush(self) -> bytes:
+        """What is held of an event that did not end."""
+        return b"" if self._parser is None else self._parser.pending
 
 
 def _one_data_line(raw: bytes) -> int:

@@ -1,6 +1,6 @@
 """What is read of an upstream's headers: those to keep, to replace, and to tell (B11)."""
 
-from proxy.core.wire import Headers
+from proxy.core.wire import Headers, text_of
 
 _KEPT = frozenset({b"content-type"})
 _KEPT_PREFIX = b"openai-"
@@ -29,7 +29,5 @@ def forwarded_headers(headers: Headers) -> list[tuple[bytes, bytes]]:
 
 def shown_request_id(headers: Headers) -> str | None:
     """The upstream's own request id, cut: the client sees it, so the log has to say the same."""
-    for name, value in headers:
-        if name.lower() == b"x-request-id":
-            return value[:_SHOWN_BYTES].decode("latin-1")
-    return None
+    told = text_of(headers, b"x-request-id")
+    return None if told is None else told[:_SHOWN_BYTES]

@@ -51,6 +51,15 @@ def read_usage(usage: object) -> Usage | None:
     )
 
 
+def usage_in(body: bytes) -> Usage | None:
+    """The same of an answer that need not be one: what it cost, also where it is no good."""
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    return read_usage(answer.get("usage")) if isinstance(answer, dict) else None
+
+
 def _count(value: object) -> int:
     return value if isinstance(value, int) and value >= 0 else 0
 

@@ -27,3 +27,16 @@ def header(headers: Headers, name: bytes) -> bytes | None:
         if key == name:
             return value
     return None
+
+
+def text_of(headers: Headers, name: bytes) -> str | None:
+    """The same as text, of an upstream's headers, whose names are as it wrote them."""
+    for key, value in headers:
+        if key.lower() == name:
+            return value.decode("latin-1")
+    return None
+
+
+def media_type(headers: Headers) -> str:
+    """What an upstream's headers say the body is, without parameters; "" where they don't."""
+    return (text_of(headers, b"content-type") or "").partition(";")[0].strip().lower()

@@ -7,7 +7,6 @@ anything else goes on in the application, with what was found out, so that nothi
 """
 
 import logging
-import weakref
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,7 +14,7 @@ from proxy.edge.admission import Admission
 from proxy.edge.asgi import Scope
 from proxy.edge.heads import Head, Known, KnownHeads
 from proxy.edge.hot_table import HotTable, OnWire
-from proxy.edge.lines import header_lines, status_line, stored_lines
+from proxy.edge.lines import header_lines, received_lines, status_line, stored_lines
 from proxy.engine.base import Answer
 from proxy.engine.plan import Plan
 from proxy.errors import ProxyError
@@ -50,7 +49,7 @@ class Direct:
         self.heads = KnownHeads(max_bytes // _HEADS_SHARE)
         self._runtime = runtime
         self._admission = admission
-        self._snapshot: weakref.ref[Snapshot] | None = None
+        self._settings = 0  # the number of the snapshot that the heads were found under
 
     def find(self, received: bytes) -> Known | None:
         """The head that `received` begins with, where it is known under the settings in force."""
@@ -96,9 +95,9 @@ class Direct:
 
     def _see_settings(self) -> None:
         # Who may ask, and what for, was found out under settings that may no longer be in force.
-        snapshot = self._runtime.snapshot
-        if self._snapshot is None or self._snapshot() is not snapshot:
-            self._snapshot = weakref.ref(snapshot)
+        number = self._runtime.snapshot.number
+        if number != self._settings:
+            self._settings = number
             self.heads.clear()
 
 
@@ -120,10 +119,12 @@ def begun_before(scope: Scope) -> Begun | None:
 def _reply(answer: Answer) -> OnWire | None:
     """A hit as it goes over the wire; None where a stored header can't be sent."""
     assert isinstance(answer.body, bytes)
-    stored = answer.repeatable.headers if answer.repeatable is not None else tuple(answer.headers)
-    # Only what is the same for many answers is worth remembering.
-    lines_of = stored_lines if answer.repeatable is not None else stored_lines.__wrapped__
-    lines = lines_of(stored)
+    if answer.repeatable is not None:  # only what is the same for many is worth remembering
+        stored = answer.repeatable.headers
+        lines = stored_lines(stored)
+    else:
+        stored = tuple(answer.headers)
+        lines = received_lines(stored)
     if lines is None:
         return None
     head = b"%b%b%bcontent-length: %d\r\n\r\n" % (

@@ -7,7 +7,6 @@ still those under which the answer was given, that the entry is fresh, and that 
 since, nor renewed by a client here (`no-cache`); once a second, that the store has this very entry.
 """
 
-import weakref
 from typing import Final, TypeAlias
 
 from proxy.core.cache_status import outcome_headers
@@ -63,8 +62,7 @@ class HotTable:
     def __init__(self, runtime: Runtime, max_bytes: int) -> None:
         self._runtime = runtime
         self._max_bytes = max_bytes
-        # Weak: settings that were replaced have connections to close once nobody holds on to them.
-        self._snapshot: weakref.ref[Snapshot] | None = None
+        self._settings = 0  # the number of the snapshot that all of it was found under
         self._hot: dict[bytes, _Hot] = {}
         self._uses: dict[int, int] = {}
         self._bytes = 0
@@ -76,7 +74,7 @@ class HotTable:
         if hot is None:
             return None
         snapshot = self._runtime.snapshot
-        if self._is_outdated(snapshot):
+        if snapshot.number != self._settings:
             self._begin(snapshot)
             return None
         entry = hot.repeatable
@@ -107,7 +105,7 @@ class HotTable:
         lines = stored_lines(repeatable.headers)
         if lines is None:
             return
-        if self._is_outdated(snapshot):
+        if snapshot.number != self._settings:
             self._begin(snapshot)
         self._forget(request)
         before_id = b"%b%bx-request-id: " % (status_line(answer.status), lines)
@@ -127,11 +125,8 @@ class HotTable:
         self._met[place] = tag
         return was_met
 
-    def _is_outdated(self, snapshot: Snapshot) -> bool:
-        return self._snapshot is None or self._snapshot() is not snapshot
-
     def _begin(self, snapshot: Snapshot) -> None:
-        self._snapshot = weakref.ref(snapshot)
+        self._settings = snapshot.number
         self._hot = {}
         self._uses = {}
         self._bytes = 0

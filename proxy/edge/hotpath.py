@@ -22,6 +22,7 @@ application works without it.
 
 import logging
 import math
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -58,14 +59,22 @@ _ATTRIBUTES: Final[dict[type, tuple[str, ...]]] = {
 }
 
 
+@dataclass(slots=True)
+class _Noted:
+    """A request while the parser is in it: its number, its reads, or what was begun of it."""
+
+    message: int
+    left: int  # bytes that it may still have, to be remembered
+    begun: Begun | None
+    reads: list[bytes] = field(default_factory=list)
+
+
 class ProxyProtocol(BoundedProtocol):
     """One connection; `direct` is what gives answers without the parser, None for none."""
 
     direct: Direct | None = None
-    # The reads of the request that the parser is in, while it may become one to remember.
-    _noted: list[bytes] | None = None
-    _noted_message = 0
-    _noted_left = 0
+    # The request that the parser is in, while it may become one to remember.
+    _noted: _Noted | None = None
     # The reads of a request that the parser has not seen, and how much of it is still to come.
     _held: list[bytes] | None = None
     _awaited_bytes = 0
@@ -85,7 +94,7 @@ class ProxyProtocol(BoundedProtocol):
         if not self._is_idle():
             self._parse(data)
         elif self.direct is None or not self._may_answer(self.direct, data):
-            self._parse(data, is_first=True)
+            self._parse_first(data)
         else:
             self._answer_or_parse(self.direct, data)
 
@@ -114,8 +123,8 @@ class ProxyProtocol(BoundedProtocol):
                 reply = direct.begin(known, data)
         if isinstance(reply, tuple):
             self._write(*reply)
-        elif self._parse(data, is_first=True) and reply is not None:
-            leave(self.scope, reply)
+        else:
+            self._parse_first(data, reply)
 
     # Bytes that the parser has not seen
 
@@ -140,27 +149,26 @@ class ProxyProtocol(BoundedProtocol):
 
     # Bytes that it sees
 
-    def _parse(self, data: bytes, *, is_first: bool = False) -> bool:
-        """Let the parser have them; True where they end one request, all of which was noted.
+    def _parse_first(self, data: bytes, begun: Begun | None = None) -> None:
+        """Let the parser have what begins a request on an idle connection."""
+        if self.direct is not None:
+            self._noted = _Noted(self._messages + 1, self.direct.longest, begun)
+        self._parse(data)
 
-        `is_first` says that they begin one on an idle connection.
-        """
-        if is_first and self.direct is not None:
-            self._noted, self._noted_message = [], self._messages + 1
-            self._noted_left = self.direct.longest
+    def _parse(self, data: bytes) -> None:
+        """Let the parser have them, and the application what is known of the request they end."""
         super().data_received(data)
         noted = self._noted
         if noted is None:
-            return False
-        noted.append(data)
-        self._noted_left -= len(data)
-        is_one = self._messages == self._noted_message and self._noted_left >= 0
+            return
+        noted.reads.append(data)
+        noted.left -= len(data)
+        is_one = self._messages == noted.message and noted.left >= 0
         if is_one and self._in_message:
-            return False  # there is more to come
+            return  # there is more to come
         self._noted = None
         if is_one and self.scope.get("raw_path") in CACHED:
-            leave(self.scope, b"".join(noted))
-        return is_one
+            leave(self.scope, noted.begun or b"".join(noted.reads))
 
     # To the client
 
@@ -221,7 +229,7 @@ class ProxyProtocol(BoundedProtocol):
             self._closes_after = True
             return
         if self._held is not None:
-            self._parse(self._take_held(), is_first=True)
+            self._parse_first(self._take_held())
         super().shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -229,7 +237,7 @@ class ProxyProtocol(BoundedProtocol):
         self._outlet = None
         if self._held is not None:
             # Its head is in there, and what more there is can't be answered any more.
-            self._parse(self._take_held()[:AT_ONCE], is_first=True)
+            self._parse_first(self._take_held()[:AT_ONCE])
         super().connection_lost(exc)
 
 

@@ -28,9 +28,12 @@ def header_lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     return b"".join([b"%b: %b\r\n" % pair for pair in headers])
 
 
-@lru_cache(maxsize=1024)
-def stored_lines(headers: Headers) -> bytes | None:
+def received_lines(headers: Headers) -> bytes | None:
     """The same for headers that came from elsewhere; None where one of them could end its line."""
     if any(_UNSAFE_NAME.search(name) or _UNSAFE_VALUE.search(value) for name, value in headers):
         return None
     return header_lines([(name.lower(), value) for name, value in headers])
+
+
+stored_lines = lru_cache(maxsize=1024)(received_lines)
+"""The same, remembered: few sets of headers are those of most entries."""

@@ -9,7 +9,7 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from proxy.coalesce.base import FlightEnd
+from proxy.coalesce.base import FlightEnd, Lease
 from proxy.core.entry import Entry, Usage
 from proxy.core.trailers import Trailers
 from proxy.core.wire import Headers
@@ -69,12 +69,11 @@ class Flight:
         self.plan = plan
         self.key = key if key is not None else ""
         self.store_key = key
-        self.shared = shared
         self.stored_at = stored_at
         rule = plan.derivation.rule
         self.rule = rule.name if rule is not None else ""
-        self.max_bytes = rule.max_entry_bytes if rule and shared else _UNSHARED_BYTES
-        self.body = Broadcast(max_bytes=self.max_bytes, keeps=shared)
+        max_bytes = rule.max_entry_bytes if rule and shared else _UNSHARED_BYTES
+        self.body = Broadcast(max_bytes=max_bytes, keeps=shared)
         self.settlement: Settlement | None = None
         self.entry: Entry | None = None
         self.usage: Usage | None = None
@@ -86,6 +85,8 @@ class Flight:
         """How long a reader may hold up the source, where others elsewhere may wait for the end."""
         self.asks_others = False
         """Whether other workers and replicas are asked who leads."""
+        self.lease: Lease | None = None
+        """What it holds until it lands, where others are asked and this process leads."""
         self.is_asked = False
         """True once this process has begun to ask the upstream."""
         self.collapsed = False

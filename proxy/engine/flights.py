@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import partial
 
 from proxy.clock import Clock
 from proxy.coalesce.base import Coalescer, FlightEnd, Followed, Lease
@@ -123,15 +124,14 @@ class Flights:
         return flight
 
     async def _fly(self, flight: Flight, leader: Leader, errand: Errand) -> None:
-        leases: list[Lease] = []
         try:
-            if not await self._go_along(flight, leases):
-                lease = leases[0] if leases else None
+            if not await self._go_along(flight):
+                lease = flight.lease
                 await leader.fly(
                     flight,
                     replaces=errand is not Errand.MISS,
                     void=lambda: lease is not None and lease.lost,
-                    landed=lambda: self._landed(flight, lease),
+                    landed=lambda: self._landed(flight),
                 )
         except UpstreamError as error:
             flight.fail(error)
@@ -140,18 +140,15 @@ class Flights:
             flight.fail(ProxyError("The proxy failed to answer.", code="internal_error"))
         finally:
             flight.abandon()
-            self._landed(flight, leases[0] if leases else None)
+            self._landed(flight)
 
-    async def _go_along(self, flight: Flight, leases: list[Lease]) -> bool:
-        """Follow whoever leads elsewhere to the end: True. Else it is ours to lead: False.
-
-        A lease that was got for that is put into `leases`.
-        """
+    async def _go_along(self, flight: Flight) -> bool:
+        """Follow whoever leads elsewhere to the end: True. Else it is ours to lead: False."""
         while (got := await self._claim(flight)) is not None:
             if not isinstance(got, Followed):
-                leases.append(got)
+                flight.lease = got
                 flight.patience_seconds = _PATIENCE_SECONDS
-                got.when_wanted(lambda: self._share(flight, leases[0]))
+                got.when_wanted(partial(self._share, flight, got))
                 return got.stored_lately and await self._is_there(flight)
             flight.collapsed = True
             end = await self._follow(flight, got)
@@ -218,7 +215,7 @@ class Flights:
             flight.sharing = self._tasks.start(share(flight, lease), name="flight-share")
             flight.sharing.add_done_callback(lambda _: flight.reconsider())
 
-    def _landed(self, flight: Flight, lease: Lease | None) -> None:
+    def _landed(self, flight: Flight) -> None:
         """Take the flight out of the table, once; tell those who look up and those elsewhere."""
         if flight.end is None or flight.is_off_table:
             return
@@ -228,6 +225,7 @@ class Flights:
         if flight.end is FlightEnd.STORED:
             for watch in self._watches.get(flight.key, ()):
                 watch.stored = True
+        lease, flight.lease = flight.lease, None
         if lease is not None:
             self._tasks.start(self._release(flight, lease), name="lease-release")
 
@@ -244,7 +242,7 @@ class Flights:
     def _ended(self, flight: Flight, errand: Errand) -> None:
         """Tell of work that no client's account tells of."""
         flight.abandon()  # a task that is cancelled before its first step does not come to this
-        self._landed(flight, None)
+        self._landed(flight)
         if not (flight.is_told or flight.collapsed):
             settlement = flight.settlement
             usage = settlement.usage if settlement is not None else None

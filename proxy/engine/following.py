@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from proxy.coalesce.base import FlightEnd, Followed, FollowEvent, Landed, Lease, Published
 from proxy.core.marks import Verdict
-from proxy.core.resume import WholeEvents
+from proxy.core.sse import WholeEvents
 from proxy.engine.flight import Flight
 from proxy.engine.generations import Generations
 from proxy.engine.records import Ended, Headed, Piece, Record, read_record, written

@@ -61,7 +61,7 @@ class Generations:
         self._unnumbered: Marks | None = None  # what is owed, or not known
         self._news = asyncio.Event()
         self._one_reader = asyncio.Lock()
-        self._running: list[asyncio.Task[None]] = []
+        self._following = TaskGroup()
 
     @property
     def current(self) -> int:
@@ -84,9 +84,9 @@ class Generations:
             blind = Mark(_UNNUMBERED, EVERYTHING, stored_before=self._clock.wall())
             self._put_unnumbered([blind])
             log.warning("the purges could not be read: nothing stored before is served until then")
-        self._running.append(self._tasks.start(self._follow(), name="purges-follow"))
+        self._following.start(self._follow(), name="purges-follow")
         if self._log.hearing is not Hearing.ALONE:
-            self._running.append(self._tasks.start(self._poll(), name="purges-poll"))
+            self._following.start(self._poll(), name="purges-poll")
 
     async def add(
         self, selector: Selector, *, soft: bool = False, stored_before: float | None = None
@@ -128,11 +128,7 @@ class Generations:
 
     async def close(self) -> None:
         """Stop following and let go of the log; safe to call twice."""
-        for task in self._running:
-            task.cancel()
-        if self._running:
-            await asyncio.wait(self._running)
-        self._running = []
+        await self._following.cancel()
         await self._log.close()
 
     async def _follow(self) -> None:

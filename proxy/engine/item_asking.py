@@ -5,8 +5,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, ParamSpec, TypeVar
 
-import orjson
-
 from proxy.clock import Clock
 from proxy.core.batches import Cut, cut
 from proxy.core.coding import UnreadableCoding, decoder, readable_accept_encoding
@@ -17,8 +15,8 @@ from proxy.core.key import CacheKey
 from proxy.core.recording import NotStored, Recording
 from proxy.core.shares import split_counts
 from proxy.core.splice import set_members
-from proxy.core.transcript import read_usage
-from proxy.core.wire import Headers, JsonValue
+from proxy.core.transcript import read_usage, usage_in
+from proxy.core.wire import JsonValue, media_type, text_of
 from proxy.engine.plan import Plan
 from proxy.engine.reading import read_up_to
 from proxy.engine.storing import entry_of, lifetime_of, refusal
@@ -105,7 +103,7 @@ class Asking:
         if response.status != _OK:
             read, rest = await read_up_to(response, _LONGEST_ERROR_BYTES)
             return replace(asked, body=b"".join(read), rest=rest, wrong=NotStored.STATUS)
-        if text_of(response.headers, b"content-type").partition(";")[0].strip().lower() != _JSON:
+        if media_type(response.headers) != _JSON:
             stream = response.aiter_raw() if asked.unchanged else None
             return replace(asked, rest=stream, wrong=NotStored.CONTENT_TYPE)
         read, rest = await read_up_to(response, _LONGEST_ANSWER_BYTES)
@@ -123,14 +121,6 @@ async def in_thread_if_long(
     if size <= INLINE_BYTES:
         return work(*args, **kwargs)
     return await asyncio.to_thread(work, *args, **kwargs)
-
-
-def text_of(headers: Headers, name: bytes) -> str:
-    """The first value of `name` (lower case), "" without one."""
-    for key, value in headers:
-        if key.lower() == name:
-            return value.decode("latin-1")
-    return ""
 
 
 def _outgoing(plan: Plan, body: bytes) -> Outgoing:
@@ -156,7 +146,7 @@ def _judged(plan: Plan, asked: Asked, now: float, took: float) -> Asked:
         return replace(asked, wrong=NotStored.CONTENT_CODING)
     found = cut(body, len(asked.wants))
     if isinstance(found, NotStored):
-        return replace(asked, wrong=found, usage=_usage_in(body))
+        return replace(asked, wrong=found, usage=usage_in(body))
     refused = refusal(plan, asked.exchange)
     asked = replace(asked, refused=refused, in_order=found.in_order, usage=read_usage(found.counts))
     if refused is not None and asked.passes:
@@ -194,12 +184,3 @@ def _entries(
             )
         )
     return entries
-
-
-def _usage_in(body: bytes) -> Usage | None:
-    """What an answer that is no good cost all the same."""
-    try:
-        answer = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return None
-    return read_usage(answer.get("usage")) if isinstance(answer, dict) else None

@@ -4,18 +4,17 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
-import orjson
-
 from proxy.clock import Clock
 from proxy.coalesce.base import FlightEnd
 from proxy.core.coding import Decoder, UnreadableCoding, decoder, readable_accept_encoding
 from proxy.core.entry import Usage
 from proxy.core.recording import NotStored, Recording, StreamRecorder, judge_json
-from proxy.core.transcript import read_usage
-from proxy.core.wire import Endpoint, Headers
+from proxy.core.transcript import usage_in
+from proxy.core.wire import Endpoint, media_type, text_of
 from proxy.engine.broadcast import Piece
 from proxy.engine.entries import Entries
 from proxy.engine.flight import Flight, Head
+from proxy.engine.outcomes import is_error
 from proxy.engine.plan import Plan
 from proxy.engine.reading import read_up_to
 from proxy.engine.settlement import Settlement
@@ -27,7 +26,6 @@ _INLINE_BYTES = 128 * 1024
 # So much is decoded at once, and so many times what an entry may have to read the usage in it.
 _CODED_BYTES = 4 * 1024
 _MOST_PLAIN = 4
-_FIRST_ERROR = 400
 _OTHER_FORM = "The worker that asked for this answer died, and a new one came in another form."
 
 
@@ -67,7 +65,7 @@ class Leader:
                 replaces=replaces,
                 void=void,
             )
-            if _media_type(exchange.response.headers) == b"text/event-stream":
+            if media_type(exchange.response.headers) == "text/event-stream":
                 await _Stream(flight, settlement, landed).relay()
             else:
                 await _whole(flight, settlement, landed)
@@ -92,10 +90,10 @@ class _Stream:
             max_bytes=settlement.max_bytes if settlement.records else 0,
             choices=settlement.plan.items,
         )
-        self._coded = _text(exchange.response.headers, b"content-encoding") is not None
+        self._coded = text_of(exchange.response.headers, b"content-encoding") is not None
         self._decoder = _decoder(exchange)
         # In the client's own coding the bytes go through untouched where nobody else reads them.
-        self._plain = self._decoder is not None and (flight.store_key is not None)
+        self._plain = self._decoder is not None and flight.store_key is not None
         self._recorded_bytes = 0
         self._judged = False
 
@@ -227,7 +225,7 @@ def _land(flight: Flight, settlement: Settlement) -> None:
     """What all who follow are to make of it."""
     if settlement.stored:
         flight.land(FlightEnd.STORED, settlement.entry)
-    elif settlement.entry is not None or settlement.exchange.response.status >= _FIRST_ERROR:
+    elif settlement.entry is not None or is_error(settlement.exchange.response.status):
         # Others need not go one by one: the next answer may be a good one, or be kept.
         flight.land(FlightEnd.FAILED, settlement.entry)
     else:
@@ -304,14 +302,14 @@ class _Judged:
 
 def _judged(settlement: Settlement, coded: bytes) -> _Judged:
     response = settlement.exchange.response
-    body = _decoded(_text(response.headers, b"content-encoding"), coded, settlement.max_bytes)
+    body = _decoded(text_of(response.headers, b"content-encoding"), coded, settlement.max_bytes)
     if isinstance(body, NotStored):
         return _Judged(body, None, None)
     endpoint = settlement.plan.call.endpoint
     verdict = judge_json(
         endpoint,
         response.status,
-        _text(response.headers, b"content-type") or "",
+        text_of(response.headers, b"content-type") or "",
         body,
         store_finish_reasons=settlement.finish_reasons,
         max_bytes=settlement.max_bytes,
@@ -319,7 +317,7 @@ def _judged(settlement: Settlement, coded: bytes) -> _Judged:
     )
     if endpoint is Endpoint.RESOURCE:
         return _Judged(verdict, None, body)
-    usage = verdict.usage if isinstance(verdict, Recording) else _usage_in(body)
+    usage = verdict.usage if isinstance(verdict, Recording) else usage_in(body)
     return _Judged(verdict, usage, body)
 
 
@@ -339,29 +337,8 @@ def _decoded(coding: str | None, coded: bytes, max_bytes: int) -> bytes | NotSto
     return plain[0] if len(plain) == 1 else b"".join(plain)
 
 
-def _usage_in(body: bytes) -> Usage | None:
-    """What an answer that is not stored cost all the same."""
-    try:
-        answer = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return None
-    return read_usage(answer.get("usage")) if isinstance(answer, dict) else None
-
-
 def _decoder(exchange: Exchange) -> Decoder | None:
     try:
-        return decoder(_text(exchange.response.headers, b"content-encoding"))
+        return decoder(text_of(exchange.response.headers, b"content-encoding"))
     except UnreadableCoding:
         return None
-
-
-def _media_type(headers: Headers) -> bytes:
-    value = _text(headers, b"content-type") or ""
-    return value.partition(";")[0].strip().lower().encode("latin-1")
-
-
-def _text(headers: Headers, name: bytes) -> str | None:
-    for key, value in headers:
-        if key.lower() == name:
-            return value.decode("latin-1")
-    return None

@@ -7,6 +7,7 @@ from proxy.core.outcome import Forwarded, Outcome, XCache
 from proxy.engine.plan import Plan
 from proxy.errors import UpstreamError, UpstreamFailing
 
+_FIRST_ERROR = 400
 # Why a stale entry was served, beside what went wrong.
 _REVALIDATING = "revalidating"
 _ON_ERROR = "stale-if-error"
@@ -17,6 +18,11 @@ _FIRST_FAULT = 500
 def is_failing(status: int) -> bool:
     """Whether an upstream that answers so fails: a stale entry may then serve in its place."""
     return status == _TOO_MANY_REQUESTS or status >= _FIRST_FAULT
+
+
+def is_error(status: int) -> bool:
+    """Whether an answer of this status is none that was asked for."""
+    return status >= _FIRST_ERROR
 
 
 def outcome_of(

@@ -1,5 +1,7 @@
 """Resources: GETs that are answered from the cache, and the writes that make them out of date."""
 
+from typing import Final
+
 from proxy.clock import Clock
 from proxy.core.control import client_control
 from proxy.core.outcome import BypassReason
@@ -22,12 +24,13 @@ from proxy.engine.plan import Plan, scope_of
 from proxy.engine.service import CacheService
 from proxy.upstream.base import ResourceForwarder
 
+_ROOT: Final = "/v1"
 # The upstream refused the request, and did nothing of it.
 _REFUSALS = range(400, 500)
 
 
 class Resources:
-    """The resources of one configuration; paths are raw, after the API root `api_root`.
+    """The resources of one configuration; paths are raw, after the API root.
 
     With `enabled` false nothing is cached, and only what is made here is read through this.
     """
@@ -41,7 +44,6 @@ class Resources:
         clock: Clock,
         *,
         enabled: bool,
-        api_root: str = "/v1",
     ) -> None:
         self._resources = resources
         self._service = service
@@ -49,13 +51,12 @@ class Resources:
         self._generations = generations
         self._clock = clock
         self._enabled = enabled
-        self._root = api_root
 
     def find(self, method: str, path: str, headers: Headers) -> Resource | None:
         """The resource that a request reads as a whole; None for what passes through."""
         if method not in READS:
             return None
-        resource = self._resources.find(self._root + path)
+        resource = self._resources.find(_ROOT + path)
         if resource is None or self._forwarder.merges(path):
             return resource  # what is made here is given whole, whatever was asked for
         is_cached = self._enabled and resource.rule.ttl_seconds > 0
@@ -71,14 +72,14 @@ class Resources:
         resource = self.find("GET", call.path, call.headers)
         if resource is not None:
             return await self._service.explain_plan(self._plan(resource, call))
-        named = self._resources.find(self._root + call.path)
+        named = self._resources.find(_ROOT + call.path)
         is_kept = named is not None and named.rule.ttl_seconds > 0
         reason = BypassReason.NOT_CACHEABLE if is_kept else BypassReason.NO_RULE
         return passing(call.endpoint, reason if self._enabled else BypassReason.DISABLED)
 
     def _plan(self, resource: Resource, call: Call) -> Plan:
         chain = self._forwarder.chain(call.path)
-        path = self._root + call.path
+        path = _ROOT + call.path
         return Plan(
             call=call,
             chain=chain,
@@ -101,5 +102,5 @@ class Resources:
         """
         if status in _REFUSALS:
             return
-        tags = self._resources.outdated_by(method, self._root + path)
+        tags = self._resources.outdated_by(method, _ROOT + path)
         await self._generations.add_all(Selector(tag=tag) for tag in tags)

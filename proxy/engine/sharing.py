@@ -17,7 +17,7 @@ from proxy.engine.base import Answer, Call, HeaderList, Observer
 from proxy.engine.flight import Flight, Head
 from proxy.engine.flights import Errand, Flights
 from proxy.engine.leading import Leader
-from proxy.engine.outcomes import is_failing
+from proxy.engine.outcomes import is_error, is_failing
 from proxy.engine.plan import Plan
 from proxy.engine.rendering import put_into_form
 from proxy.errors import ProxyError, UpstreamFailing
@@ -27,7 +27,6 @@ _MOST_FLIGHTS = 2
 _TRIED_AGAIN = frozenset({FlightEnd.FAILED, FlightEnd.ABANDONED})
 # Of the leader's own call; and a shared body goes out without its coding.
 _LEADERS_OWN = frozenset({b"x-request-id", b"content-encoding", b"set-cookie"})
-_FIRST_ERROR = 400
 
 
 class Sharing:
@@ -119,7 +118,7 @@ class _Part:
             return False  # what is not in the key may be what is wrong with the leader's
         if head.body is not None:
             # All who asked share an error; a good answer is better rendered from its entry.
-            return head.status >= _FIRST_ERROR and head.plain is not None
+            return is_error(head.status) and head.plain is not None
         if not (head.is_stream and wanted.stream) or head.is_opaque or not flight.body.is_whole:
             return False
         if flight.body.error is not None:
@@ -210,12 +209,12 @@ def _differ(one: Call, other: Call) -> bool:
 
 def _finds_fault(status: int) -> bool:
     """Whether an answer of this status blames the request."""
-    return status >= _FIRST_ERROR and not is_failing(status)
+    return is_error(status) and not is_failing(status)
 
 
 def _of_error(head: Head) -> HeaderList:
     """What a follower is told: of an error all that helps to retry, else what an entry keeps."""
-    if head.status < _FIRST_ERROR:
+    if not is_error(head.status):
         return list(stored_headers(head.headers))
     told = forwarded_headers(head.headers)
     return [pair for pair in told if pair[0].lower() not in _LEADERS_OWN]

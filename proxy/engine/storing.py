@@ -6,7 +6,7 @@ from proxy.core.recording import NotStored, Recording
 from proxy.core.resources import varies_beyond
 from proxy.core.rules import Rule
 from proxy.core.stored_headers import stored_headers
-from proxy.core.wire import Endpoint, Headers
+from proxy.core.wire import Endpoint, Headers, media_type
 from proxy.engine.plan import Plan
 from proxy.upstream.base import Exchange
 
@@ -43,7 +43,7 @@ def refusal(plan: Plan, exchange: Exchange) -> NotStored | None:
 
 def _unfit(plan: Plan, headers: Headers) -> NotStored | None:
     """Why an answer with these headers can't be that of a resource."""
-    if not is_json(headers):
+    if media_type(headers) != "application/json":
         return NotStored.CONTENT_TYPE
     return NotStored.VARY if varies_beyond(plan.keyed, headers) else None
 
@@ -85,12 +85,6 @@ def entry_of(
         generation=plan.generation,
         took_seconds=took,
     )
-
-
-def is_json(headers: Headers) -> bool:
-    """Whether the answer says that it is JSON, and no stream of it."""
-    said = next((value for name, value in headers if name.lower() == b"content-type"), b"")
-    return said.partition(b";")[0].strip().lower() == b"application/json"
 
 
 def _lower(headers: Headers) -> Headers:

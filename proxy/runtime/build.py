@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from proxy.access.clients import Access, Client, ClientMode
+from proxy.backends.redis_config import RedisConfig
 from proxy.clock import Clock
 from proxy.core.catalogue import Listing, Named
 from proxy.core.codec import peek_expiry
@@ -70,19 +71,26 @@ def build_tiers(settings: Settings, clock: Clock, observer: LookUpObserver) -> l
 def _redis(redis: RedisSettings, clock: Clock, observer: LookUpObserver) -> Store:
     from proxy.stores.redis import RedisStore  # noqa: PLC0415  # its client costs 0.2 s and 15 MB
 
-    assert redis.url is not None, "the settings refuse this tier without a URL"
     return RedisStore(
-        redis.url.get_secret_value(),
-        connect_timeout_seconds=redis.connect_timeout_seconds,
+        redis_config(redis),
         timeout_seconds=redis.timeout_seconds,
         write_timeout_seconds=redis.write_timeout_seconds,
         max_connections=redis.max_connections,
         max_value_bytes=redis.max_value_bytes,
-        failure_threshold=redis.failure_threshold,
-        retry_seconds=redis.retry_seconds,
-        ca_file=str(redis.ca_file) if redis.ca_file is not None else None,
         clock=clock,
         observer=observer,
+    )
+
+
+def redis_config(redis: RedisSettings) -> RedisConfig:
+    """The server that the store and what is shared beside it are on."""
+    assert redis.url is not None, "the settings refuse this tier without a URL"
+    return RedisConfig(
+        redis.url.get_secret_value(),
+        ca_file=str(redis.ca_file) if redis.ca_file is not None else None,
+        connect_timeout_seconds=redis.connect_timeout_seconds,
+        failure_threshold=redis.failure_threshold,
+        retry_seconds=redis.retry_seconds,
     )
 
 

@@ -15,7 +15,7 @@ class KeyStates:
     """For the life of the process; `follow` at the start, and at each reload."""
 
     def __init__(self, board: KeyBoard | None, clock: Clock, tasks: TaskGroup) -> None:
-        self._sharing = KeySharing(board, clock, tasks) if board is not None else None
+        self._sharing = KeySharing(board, clock) if board is not None else None
         self._files = KeyFiles(clock, tasks, self._tell_all)
         self._open = False
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from proxy.backends.channel import Channel
 from proxy.clock import Clock
 from proxy.coalesce.base import Coalescer
-from proxy.settings.models import RedisSettings, Settings, Tier
+from proxy.runtime.build import redis_config
+from proxy.settings.models import Settings, Tier
 from proxy.stores.marks import MarkLog
 from proxy.stores.marks_combined import CombinedMarkLog
 from proxy.stores.marks_disk import DiskMarkLog
@@ -70,50 +71,31 @@ def _over_redis(settings: Settings, own: MarkLog | None, clock: Clock) -> Shared
     from proxy.upstream.board_redis import RedisKeyBoard  # noqa: PLC0415
 
     redis, cache = settings.store.redis, settings.cache_settings
-    url, ca_file = _url(redis), str(redis.ca_file) if redis.ca_file is not None else None
-    channel = RedisChannel(
-        url, clock=clock, connect_timeout_seconds=redis.connect_timeout_seconds, ca_file=ca_file
-    )
+    config = redis_config(redis)
+    channel = RedisChannel(config, clock=clock)
     log = RedisMarkLog(
-        url,
+        config,
         channel=channel,
         key_prefix=cache.key_prefix,
         clock=clock,
-        connect_timeout_seconds=redis.connect_timeout_seconds,
         timeout_seconds=redis.write_timeout_seconds,
-        failure_threshold=redis.failure_threshold,
-        retry_seconds=redis.retry_seconds,
-        ca_file=ca_file,
     )
     leases = RedisCoalescer(
-        url,
+        config,
         clock=clock,
         channel=channel,
         key_prefix=cache.key_prefix,
         lease_seconds=cache.lease_seconds,
         timeout_seconds=redis.timeout_seconds,
-        connect_timeout_seconds=redis.connect_timeout_seconds,
-        failure_threshold=redis.failure_threshold,
-        retry_seconds=redis.retry_seconds,
-        ca_file=ca_file,
     )
     board: KeyBoard | None = None
     if settings.store.share_key_states:
         board = RedisKeyBoard(
-            url,
+            config,
             channel=channel,
             key_prefix=cache.key_prefix,
             clock=clock,
-            connect_timeout_seconds=redis.connect_timeout_seconds,
             timeout_seconds=redis.write_timeout_seconds,
-            failure_threshold=redis.failure_threshold,
-            retry_seconds=redis.retry_seconds,
-            ca_file=ca_file,
         )
     marks: MarkLog = log if own is None else CombinedMarkLog(log, own)
     return Shared(marks, leases, channel, board)
-
-
-def _url(redis: RedisSettings) -> str:
-    assert redis.url is not None, "the settings refuse this tier without a URL"
-    return redis.url.get_secret_value()

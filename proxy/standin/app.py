@@ -98,7 +98,6 @@ class StandIn:
             raw_path=scope["raw_path"].decode("latin-1"),
             query=scope["query_string"].decode("latin-1"),
             headers=tuple(scope["headers"]),
-            peer=scope["client"][1],
         )
         with self._changed:
             self.requests.append(record)

@@ -1,6 +1,5 @@
 """What the stand-in saw: one record per request, with signals for what happens to it."""
 
-import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,15 +13,13 @@ class Recorded:
     """One request.
 
     `raw_path` and `query` are as they stood on the wire; header names are lower case, in order,
-    with repeats. `body` is empty where only `size` and `sha256` are kept (uploads). `peer` is the
-    client's port: equal for two requests on one connection.
+    with repeats. `body` is empty where only `size` and `sha256` are kept (uploads).
     """
 
     method: str
     raw_path: str
     query: str
     headers: tuple[tuple[bytes, bytes], ...]
-    peer: int
     body: bytes = b""
     size: int = 0
     sha256: str = ""
@@ -57,10 +54,3 @@ class Recorded:
     def json(self) -> Any:
         """The body, parsed."""
         return orjson.loads(self.body)
-
-    def take_body(self, body: bytes) -> None:
-        """Keep a body that was read whole."""
-        self.body = body
-        self.size = len(body)
-        self.sha256 = hashlib.sha256(body).hexdigest()
-        self.body_read.set()

@@ -5,21 +5,22 @@ commit. A hit writes nothing: when an entry was last used is kept to within five
 written with the next sweep. A process that is killed leaves whole entries only.
 """
 
-import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final, TypeVar, cast
 
 from proxy.backends.circuit import Circuit
-from proxy.backends.sqlite_thread import Job, SqliteThread
+from proxy.backends.sqlite_thread import SqliteThread
 from proxy.clock import Clock
 from proxy.core.breaker import Breaker
 from proxy.errors import StoreUnavailable
 from proxy.stores.base import LookUpObserver, Put, StoreStats
 from proxy.stores.batcher import Batcher
 from proxy.tasks import TaskGroup
+
+_T = TypeVar("_T")
 
 _LARGEST_SHARE: Final = 8  # an entry above 1/8 of the bound would push out too many others
 _ROOM_SHARE: Final = 20  # an eviction frees 1/20 of the bound, so that not every write evicts
@@ -28,7 +29,6 @@ _MOST_MARKS: Final = 10_000
 _PAGE_KEYS: Final = 500
 _HEADS_AT_ONCE: Final = 100  # a look-up that comes meanwhile waits for so many: about 1 ms
 _VACUUM_PAGES: Final = 16_384  # 64 MiB per sweep: the write lock is held meanwhile
-_FAILURES: Final = 3
 _RETRY_SECONDS: Final = 2.0
 
 
@@ -84,33 +84,28 @@ class DiskStore:
         write_timeout_seconds: float = 10.0,
         observer: LookUpObserver | None = None,
     ) -> None:
-        self._path = Path(path)
         self._clock = clock
         self._max_bytes = max_bytes
-        self._sweep_interval_seconds = sweep_interval_seconds
         self._read_timeout_seconds = read_timeout_seconds
         self._write_timeout_seconds = write_timeout_seconds
-        self._reads_circuit = self._circuit("disk")
-        self._writes_circuit = self._circuit("disk writes")
+        self._reads_circuit = Circuit("disk", Breaker(retry_seconds=_RETRY_SECONDS), clock)
+        self._writes_circuit = Circuit("disk writes", Breaker(retry_seconds=_RETRY_SECONDS), clock)
         self._observer = observer
         self._tasks = TaskGroup()
         self._batcher = Batcher(self._fetch, self._tasks)
         self._used: dict[str, None] = {}
-        self._reader: SqliteThread | None = None
-        self._writer: SqliteThread | None = None
+        pause = sweep_interval_seconds
+        self._writer = SqliteThread(
+            "disk", path, clock, writes=True, idle=self._sweep, idle_seconds=pause
+        )
+        self._reader = SqliteThread("disk", path, clock, writes=False, idle_seconds=pause)
 
     @property
     def available(self) -> bool:
-        return self._reader is not None and self._reads_circuit.closed
+        return self._reader.runs and self._reads_circuit.closed
 
     async def open(self) -> None:
         """Start the threads and open the file; a place that can't be used costs the hits only."""
-        if self._writer is None:
-            pause = self._sweep_interval_seconds
-            self._writer = SqliteThread(
-                self._path, self._clock, writes=True, idle=self._sweep, idle_seconds=pause
-            )
-            self._reader = SqliteThread(self._path, self._clock, writes=False, idle_seconds=pause)
         for ask in (self._write, self._read):
             try:
                 await ask(lambda _: None)
@@ -143,7 +138,7 @@ class DiskStore:
         if not keys:
             return 0
         now = self._clock.wall()
-        return cast("int", await self._write(lambda connection: _delete(connection, keys, now)))
+        return await self._write(lambda connection: _delete(connection, keys, now))
 
     async def scan(self, prefix: str) -> AsyncIterator[str]:
         last, relation = prefix, ">="
@@ -164,52 +159,22 @@ class DiskStore:
         )
         return StoreStats(entries=entries, bytes=held, max_bytes=self._max_bytes)
 
-    async def sweep(self) -> None:
-        """Remove what has expired, now; it happens by itself every `sweep_interval_seconds`."""
-        await self._write(self._remove_expired)
-
     async def close(self) -> None:
-        threads = (self._writer, self._reader)
-        self._writer = self._reader = None
-        for thread in threads:
-            if thread is not None:
-                await thread.close()
+        await self._writer.close()
+        await self._reader.close()
         await self._tasks.cancel()
 
     async def _fetch(self, keys: Sequence[str]) -> list[bytes | None]:
         if self._observer is not None:
             self._observer.looked_up(self.name, len(keys))
         now = self._clock.wall()
-        values = await self._read(lambda connection: self._get(connection, keys, now))
-        return cast("list[bytes | None]", values)
+        return await self._read(lambda connection: self._get(connection, keys, now))
 
-    async def _read(self, job: Job) -> Any:
-        return await self._ask(self._reader, self._reads_circuit, job, self._read_timeout_seconds)
+    async def _read(self, job: Callable[[sqlite3.Connection], _T]) -> _T:
+        return await self._reader.ask_behind(self._reads_circuit, self._read_timeout_seconds, job)
 
-    async def _write(self, job: Job) -> Any:
-        return await self._ask(self._writer, self._writes_circuit, job, self._write_timeout_seconds)
-
-    async def _ask(
-        self, thread: SqliteThread | None, circuit: Circuit, job: Job, seconds: float
-    ) -> Any:
-        if thread is None:
-            raise StoreUnavailable("disk: closed")
-        circuit.admit()
-        try:
-            async with asyncio.timeout(seconds):
-                result = await thread.ask(job)
-        except TimeoutError:
-            circuit.failed(f"not done within {seconds:g} s")
-            raise StoreUnavailable(f"disk: not done within {seconds:g} s") from None
-        except StoreUnavailable as error:
-            circuit.failed(error)
-            raise
-        circuit.succeeded()
-        return result
-
-    def _circuit(self, what: str) -> Circuit:
-        breaker = Breaker(failure_threshold=_FAILURES, retry_seconds=_RETRY_SECONDS)
-        return Circuit(what, breaker, self._clock)
+    async def _write(self, job: Callable[[sqlite3.Connection], _T]) -> _T:
+        return await self._writer.ask_behind(self._writes_circuit, self._write_timeout_seconds, job)
 
     # From here on: in the threads.
 

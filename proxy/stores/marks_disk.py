@@ -5,20 +5,18 @@ given, and `epoch`, the number at which the table was begun or repaired: a reade
 epoch reads all of it. Older versions of the program pass the table over.
 """
 
-import asyncio
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final, TypeVar, cast
 
 from proxy.backends.circuit import Circuit
-from proxy.backends.sqlite_thread import Job, SqliteThread
+from proxy.backends.sqlite_thread import SqliteThread
 from proxy.clock import Clock
 from proxy.core.breaker import Breaker
 from proxy.core.marks import MOST_MARKS, next_number
 from proxy.core.selectors import Mark, Selector
-from proxy.errors import StoreUnavailable
 from proxy.stores.marks import Hearing, Reading
 from proxy.stores.marks_text import (
     EPOCH_NAME,
@@ -29,7 +27,8 @@ from proxy.stores.marks_text import (
     mark_text,
 )
 
-_FAILURES: Final = 3
+_T = TypeVar("_T")
+
 _RETRY_SECONDS: Final = 2.0
 _LOOK_SECONDS: Final = 1.0  # a file that was moved aside must not keep marks to itself for long
 
@@ -60,24 +59,21 @@ class DiskMarkLog:
         timeout_seconds: float = 5.0,
         most: int = MOST_MARKS,
     ) -> None:
-        self._path = Path(path)
         self._clock = clock
         self._timeout_seconds = timeout_seconds
         self._most = most
         self._reads_circuit = _circuit("disk purges", clock)
         self._writes_circuit = _circuit("new disk purges", clock)
-        self._thread: SqliteThread | None = None
+        # Its jobs begin their own transactions: a reading must not wait for a writer.
+        self._thread = SqliteThread(
+            "disk purges", path, clock, writes=False, idle_seconds=_LOOK_SECONDS
+        )
         self._seen = 0
         self._epoch: int | None = None
         self._whole = True  # the next reading
 
-    async def open(self, heard: Callable[[], None]) -> None:  # noqa: ARG002 - nobody tells
-        """Start the thread; the file is opened by what is asked first."""
-        if self._thread is None:
-            # Its jobs begin their own transactions: a reading must not wait for a writer.
-            self._thread = SqliteThread(
-                self._path, self._clock, writes=False, idle_seconds=_LOOK_SECONDS
-            )
+    async def open(self, heard: Callable[[], None]) -> None:
+        """Nothing to do: the file is opened by what is asked first."""
 
     async def add(
         self, selector: Selector, *, soft: bool, stored_before: float | None, known: int
@@ -90,13 +86,12 @@ class DiskMarkLog:
         seen, epoch = self._seen, None if self._whole else self._epoch
         self._whole = False
         try:
-            found = await self._ask(
+            self._seen, self._epoch, reading = await self._ask(
                 self._reads_circuit, lambda file: _read(file, known, seen, epoch)
             )
         except BaseException:  # cancellation too: what was new may be lost
             self._whole = True
             raise
-        self._seen, self._epoch, reading = cast("tuple[int, int, Reading | None]", found)
         return reading
 
     async def keep(self, marks: Sequence[Mark]) -> None:
@@ -107,26 +102,10 @@ class DiskMarkLog:
             raise
 
     async def close(self) -> None:
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            await thread.close()
+        await self._thread.close()
 
-    async def _ask(self, circuit: Circuit, job: Job) -> Any:
-        if self._thread is None:
-            raise StoreUnavailable("disk purges: closed")
-        circuit.admit()
-        try:
-            async with asyncio.timeout(self._timeout_seconds):
-                result = await self._thread.ask(job)
-        except TimeoutError:
-            reason = f"not done within {self._timeout_seconds:g} s"
-            circuit.failed(reason)
-            raise StoreUnavailable(f"disk purges: {reason}") from None
-        except StoreUnavailable as error:
-            circuit.failed(error)
-            raise
-        circuit.succeeded()
-        return result
+    async def _ask(self, circuit: Circuit, job: Callable[[sqlite3.Connection], _T]) -> _T:
+        return await self._thread.ask_behind(circuit, self._timeout_seconds, job)
 
     # From here on: in the thread.
 
@@ -172,8 +151,7 @@ class DiskMarkLog:
 
 def _circuit(what: str, clock: Clock) -> Circuit:
     # Never shut for long: meanwhile the purges of others are not heard of.
-    wait = _RETRY_SECONDS
-    breaker = Breaker(failure_threshold=_FAILURES, retry_seconds=wait, longest_wait_seconds=wait)
+    breaker = Breaker(retry_seconds=_RETRY_SECONDS, longest_wait_seconds=_RETRY_SECONDS)
     return Circuit(what, breaker, clock)
 
 

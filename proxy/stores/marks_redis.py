@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from proxy.backends.channel import Channel
+from proxy.backends.redis_config import RedisConfig
 from proxy.backends.redis_guard import GuardedRedis, RedisScript
 from proxy.clock import Clock
 from proxy.core.marks import MOST_MARKS
@@ -126,16 +127,12 @@ class RedisMarkLog:
 
     def __init__(
         self,
-        url: str,
+        config: RedisConfig,
         *,
         channel: Channel,
         key_prefix: str,
         clock: Clock,
-        connect_timeout_seconds: float = 1.0,
         timeout_seconds: float = 1.0,
-        failure_threshold: int = 3,
-        retry_seconds: float = 1.0,
-        ca_file: str | None = None,
         most: int = MOST_MARKS,
     ) -> None:
         self._channel = channel
@@ -144,13 +141,9 @@ class RedisMarkLog:
         self._most = most
         self._redis = GuardedRedis(
             "redis purges",
-            url,
+            config,
             clock=clock,
             max_connections=_MAX_CONNECTIONS,
-            connect_timeout_seconds=connect_timeout_seconds,
-            ca_file=ca_file,
-            failure_threshold=failure_threshold,
-            retry_seconds=retry_seconds,
             probe=("EVAL", _PROBE, 1, self._key),
         )
         self._seen = 0

@@ -14,6 +14,7 @@ from typing import Any, Final, cast
 
 from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 
+from proxy.backends.redis_config import RedisConfig
 from proxy.backends.redis_dial import Command
 from proxy.backends.redis_guard import GuardedRedis
 from proxy.clock import Clock
@@ -44,16 +45,12 @@ class RedisStore:
 
     def __init__(
         self,
-        url: str,
+        config: RedisConfig,
         *,
         clock: Clock,
-        connect_timeout_seconds: float = 1.0,
         timeout_seconds: float = 0.05,
         write_timeout_seconds: float = 1.0,
         max_connections: int = 16,
-        failure_threshold: int = 3,
-        retry_seconds: float = 1.0,
-        ca_file: str | None = None,
         max_value_bytes: int = 1024 * 1024,
         observer: LookUpObserver | None = None,
     ) -> None:
@@ -63,13 +60,9 @@ class RedisStore:
         self._write_timeout_seconds = write_timeout_seconds
         self._redis = GuardedRedis(
             "redis",
-            url,
+            config,
             clock=clock,
             max_connections=max_connections,
-            connect_timeout_seconds=connect_timeout_seconds,
-            ca_file=ca_file,
-            failure_threshold=failure_threshold,
-            retry_seconds=retry_seconds,
             probe_seconds=write_timeout_seconds,
         )
         self._tasks = TaskGroup()

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from functools import partial
 
 from proxy.clock import Clock
 from proxy.errors import NoConnectionFree, UpstreamError, UpstreamTimeout
@@ -13,7 +12,6 @@ from proxy.upstream.base import (
     Profile,
     UpstreamRequest,
     UpstreamResponse,
-    not_counted,
 )
 from proxy.upstream.classify import BODY_STATUSES, LONGEST_BODY, classify
 from proxy.upstream.config import UpstreamConfig
@@ -22,7 +20,7 @@ from proxy.upstream.guard import Passage
 from proxy.upstream.headers import for_upstream
 from proxy.upstream.keypool import Lease
 from proxy.upstream.outgoing import body_for, is_repeatable, url_for
-from proxy.upstream.replay import Leased, read_ahead
+from proxy.upstream.replay import read_ahead
 from proxy.upstream.running import Upstream
 from proxy.upstream.troubles import TROUBLE_STATUSES, trouble_of
 from proxy.upstream.upload import Upload
@@ -59,9 +57,9 @@ class Ahead:
 
 @dataclass(slots=True)
 class Answered:
-    """An upstream's answer; closing `response` gives the key back.
+    """An upstream's answer.
 
-    It goes to the client if it `is_final`; else something better may come.
+    It goes to the client if it `is_final`, and holds its key; else something better may come.
     """
 
     response: UpstreamResponse
@@ -69,7 +67,6 @@ class Answered:
     is_final: bool
     trouble: Trouble | None = None
     usage_requested: bool = False
-    spent: Callable[[int], None] = not_counted
 
 
 class Attempts:
@@ -132,7 +129,8 @@ class Attempts:
     ) -> Answered:
         """Send once, and tell key and circuit what became of it.
 
-        `ahead` is asked where an answer is bad. Raises `UpstreamError`.
+        `ahead` is asked where an answer is bad. The key of a final answer is for the caller to
+        give back. Raises `UpstreamError`.
         """
         self.count += 1
         had_full_time = self._has_full_time(upstream.config)
@@ -160,12 +158,9 @@ class Attempts:
             raise
         self._tell(upstream, result_of(answered.verdict))
         upstream.report(lease, answered.verdict, answered.response.headers)
-        release: Callable[[], None] = partial(upstream.release, lease)
         if not answered.is_final:
-            release()
-        answered.response = Leased(answered.response, release)
+            upstream.release(lease)
         answered.usage_requested = usage_requested
-        answered.spent = partial(upstream.spent, lease)
         return answered
 
     async def _judged(

@@ -213,8 +213,6 @@ class Forwarder(Protocol):
         """Most inputs that every upstream of the chain takes in one embeddings request."""
         ...
 
-    async def aclose(self) -> None: ...
-
 
 class ResourceForwarder(Forwarder, Protocol):
     """The upstreams as reads of resources see them; paths are raw, after the API root."""

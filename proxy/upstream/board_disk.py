@@ -4,26 +4,24 @@ Times are wall-clock seconds of that machine. Where its clock steps back, nothin
 it did when it was posted. Older versions of the program pass the tables over.
 """
 
-import asyncio
 import secrets
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, TypeVar
 
 from proxy.backends.circuit import Circuit
-from proxy.backends.sqlite_thread import Job, SqliteThread
+from proxy.backends.sqlite_thread import SqliteThread
 from proxy.clock import Clock
 from proxy.core.breaker import Breaker
-from proxy.errors import StoreUnavailable
 from proxy.upstream.allowance import Use
 from proxy.upstream.board import LONGEST_SECONDS, Posts, Read, Uses, added
 from proxy.upstream.pooled_key import KeyNews
 from proxy.upstream.windows import WINDOW_SECONDS
 
-_FAILURES: Final = 3
+_T = TypeVar("_T")
+
 _RETRY_SECONDS: Final = 2.0
-_POLL_SECONDS: Final = 0.5
 _LOOK_SECONDS: Final = 1.0  # a file that was moved aside is let go of
 _RESTORED: Final = -1.0
 
@@ -60,28 +58,23 @@ _USED_SINCE: Final = (
 class DiskKeyBoard:
     """In the file at `path`, over a thread of its own; what others post is found by looking."""
 
+    poll_seconds = 0.5
+
     def __init__(self, path: Path, *, clock: Clock, timeout_seconds: float = 5.0) -> None:
-        self.poll_seconds = _POLL_SECONDS
-        self._path = Path(path)
         self._clock = clock
         self._timeout_seconds = timeout_seconds
-        breaker = Breaker(
-            failure_threshold=_FAILURES,
-            retry_seconds=_RETRY_SECONDS,
-            longest_wait_seconds=_RETRY_SECONDS,
-        )
+        breaker = Breaker(retry_seconds=_RETRY_SECONDS, longest_wait_seconds=_RETRY_SECONDS)
         self._circuit = Circuit("disk key states", breaker, clock)
-        self._thread: SqliteThread | None = None
+        # Its jobs begin their own transactions: a reading must not wait for a writer.
+        self._thread = SqliteThread(
+            "disk key states", path, clock, writes=False, idle_seconds=_LOOK_SECONDS
+        )
         self._seen = 0
         self._seen_use = 0
         self._origin = secrets.token_hex(8)
 
-    def open(self, heard: Callable[[], None], connected: Callable[[], None]) -> None:  # noqa: ARG002 - nobody tells
-        """Start the thread; the file is opened by what is asked first."""
-        # Its jobs begin their own transactions: a reading must not wait for a writer.
-        self._thread = SqliteThread(
-            self._path, self._clock, writes=False, idle_seconds=_LOOK_SECONDS
-        )
+    def open(self, heard: Callable[[], None], connected: Callable[[], None]) -> None:
+        """Nothing to do: the file is opened by what is asked first."""
 
     async def post(self, posts: Posts) -> None:
         now = self._clock.wall()
@@ -103,26 +96,10 @@ class DiskKeyBoard:
         return Read(posts, lost=number < seen, uses=added(uses))
 
     async def close(self) -> None:
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            await thread.close()
+        await self._thread.close()
 
-    async def _ask(self, job: Job) -> Any:
-        if self._thread is None:
-            raise StoreUnavailable("disk key states: closed")
-        self._circuit.admit()
-        try:
-            async with asyncio.timeout(self._timeout_seconds):
-                result = await self._thread.ask(job)
-        except TimeoutError:
-            reason = f"not done within {self._timeout_seconds:g} s"
-            self._circuit.failed(reason)
-            raise StoreUnavailable(f"disk key states: {reason}") from None
-        except StoreUnavailable as error:
-            self._circuit.failed(error)
-            raise
-        self._circuit.succeeded()
-        return result
+    async def _ask(self, job: Callable[[sqlite3.Connection], _T]) -> _T:
+        return await self._thread.ask_behind(self._circuit, self._timeout_seconds, job)
 
 
 # From here on: in the thread.

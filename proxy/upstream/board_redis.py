@@ -14,6 +14,7 @@ from typing import Any, Final
 import orjson
 
 from proxy.backends.channel import Channel
+from proxy.backends.redis_config import RedisConfig
 from proxy.backends.redis_guard import GuardedRedis, RedisScript
 from proxy.clock import Clock
 from proxy.upstream.allowance import Use
@@ -90,21 +91,17 @@ class RedisKeyBoard:
     used.
     """
 
+    poll_seconds = 5.0
+
     def __init__(
         self,
-        url: str,
+        config: RedisConfig,
         *,
         channel: Channel,
         key_prefix: str,
         clock: Clock,
-        connect_timeout_seconds: float = 1.0,
         timeout_seconds: float = 1.0,
-        failure_threshold: int = 3,
-        retry_seconds: float = 1.0,
-        poll_seconds: float = 5.0,
-        ca_file: str | None = None,
     ) -> None:
-        self.poll_seconds = poll_seconds
         self._channel = channel
         self._key = f"{key_prefix}key_states"
         self._timeout_seconds = timeout_seconds
@@ -113,13 +110,9 @@ class RedisKeyBoard:
         self._heard_uses: deque[tuple[str, Use]] = deque(maxlen=_MOST_USES)
         self._redis = GuardedRedis(
             "redis key states",
-            url,
+            config,
             clock=clock,
             max_connections=_MAX_CONNECTIONS,
-            connect_timeout_seconds=connect_timeout_seconds,
-            ca_file=ca_file,
-            failure_threshold=failure_threshold,
-            retry_seconds=retry_seconds,
             probe=("HLEN", self._key),
         )
 

@@ -88,9 +88,6 @@ class Catalogue:
         """As the upstreams themselves."""
         return self._forwarder.max_batch(chain)
 
-    async def aclose(self) -> None:
-        """Nothing of its own is open."""
-
     def _asked(self, listing: Listing) -> Iterator[Profile]:
         """The upstreams whose lists are taken."""
         default = {profile.upstream for profile in self._forwarder.resolve(None).profiles}

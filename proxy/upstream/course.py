@@ -1,7 +1,7 @@
 """One request's way through the keys and profiles of its chain."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import assert_never
 
@@ -10,6 +10,7 @@ from proxy.errors import NoConnectionFree, UpstreamBusy, UpstreamError, Upstream
 from proxy.upstream.attempt import Ahead, Answered, Attempts
 from proxy.upstream.base import AttemptObserver, Chain, Exchange, Outgoing, Profile
 from proxy.upstream.connection import least
+from proxy.upstream.gate import Slot
 from proxy.upstream.guard import Passage
 from proxy.upstream.keypool import Lease
 from proxy.upstream.last_word import LastWord
@@ -26,7 +27,7 @@ class _Turn:
     `tried` and `refused` are indexes of keys. `owes`: the upstream failed, and the next attempt is
     the retry of that; `repeats`: a key that was not refused may be used once more for it.
     `lacked_key`: when there was none to try; one is waited for until `waits_until` (both monotonic
-    seconds).
+    seconds). `slot`: its place at the upstream, where places are limited.
     """
 
     profile: Profile
@@ -38,6 +39,7 @@ class _Turn:
     repeats: bool = False
     lacked_key: float | None = None
     waits_until: float | None = None
+    slot: Slot | None = None
 
 
 class Course:
@@ -138,7 +140,7 @@ class Course:
             self._was_open(turn.upstream)
             return None
         try:
-            slot = await gate.enter(self._attempts.party, self._attempts.seconds_left)
+            slot = turn.slot = await gate.enter(self._attempts.party, self._attempts.seconds_left)
         except UpstreamBusy as error:
             is_full = error.error_code == "upstream_queue_full"
             self._withhold(turn.upstream, "queue-full" if is_full else "queue-timeout")
@@ -152,9 +154,7 @@ class Course:
         finally:
             if exchange is None:
                 slot.leave()
-        if exchange is None:
-            return None
-        return replace(exchange, response=Leased(exchange.response, slot.leave))
+        return exchange
 
     async def _tried(self, turn: _Turn) -> Exchange | None:
         """Try one profile with one key after another; None where the next profile is to come."""
@@ -178,7 +178,7 @@ class Course:
                 turn.owes = False
                 result = await self._attempt(turn, lease, passage)
             if isinstance(result, Answered) and result.is_final:
-                return self._exchange(turn, result)
+                return self._exchange(turn, lease, result)
             if not await self._goes_on(turn, lease, result):
                 return None
         return None
@@ -238,7 +238,9 @@ class Course:
             turn.owes, turn.repeats = True, not result.connecting
             may_be_at_work = isinstance(result, UpstreamTimeout)
             return turn.upstream.pool is not None and not (self._stopped or may_be_at_work)
-        await self._last_word.hold(self._exchange(turn, result), result.verdict, turn.upstream)
+        await self._last_word.hold(
+            self._exchange(turn, lease, result), result.verdict, turn.upstream
+        )
         self._stopped = not self._attempts.is_resendable
         match result.verdict:
             case UpstreamFault(again=again):
@@ -281,17 +283,22 @@ class Course:
         is_late = left is not None and left <= 0.0
         return self._stopped or is_late or self._attempts.count >= self._most
 
-    def _exchange(self, turn: _Turn, answered: Answered) -> Exchange:
-        name, profile = turn.upstream.config.name, turn.profile
+    def _exchange(self, turn: _Turn, lease: Lease | None, answered: Answered) -> Exchange:
+        """With what the answer holds: closing it gives key and slot back."""
+        upstream, profile = turn.upstream, turn.profile
+        name = upstream.config.name
+        releases: list[Callable[[], None]] = [partial(upstream.release, lease)]
+        if turn.slot is not None:
+            releases.append(turn.slot.leave)
         shown = name if profile.name == name else f"{name}/{profile.name}"
         return Exchange(
-            response=answered.response,
+            response=Leased(answered.response, releases),
             upstream=name,
             profile=profile.name,
             fallback=profile is not self._chain.profiles[0],
             usage_requested=answered.usage_requested,
             attempts=self._attempts.count,
-            spent=answered.spent,
+            spent=partial(upstream.spent, lease),
             shown_as=shown if self._shows_names else None,
         )
 

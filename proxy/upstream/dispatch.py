@@ -23,8 +23,7 @@ class UpstreamSet:
 
     `strip_client_credentials` is for a proxy that checks credentials itself: then they never go
     upstream, also not to an upstream without keys. `shows_names`: clients are told who answered.
-    Raises `ValueError` for a route to an upstream
-    that is not among `configs`.
+    Raises `ValueError` for a route to an upstream that is not among `configs`.
     """
 
     def __init__(
@@ -153,11 +152,6 @@ class UpstreamSet:
     def transports(self) -> tuple[Transport, ...]:
         """Its connections, for who closes them once nobody holds on to this set."""
         return tuple(upstream.transport for upstream in self._upstreams.values())
-
-    async def aclose(self) -> None:
-        """Close every connection of every upstream, also those in use."""
-        for transport in self.transports:
-            await transport.aclose()
 
 
 def _pool(config: UpstreamConfig) -> KeyPool | None:

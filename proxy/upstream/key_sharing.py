@@ -33,22 +33,19 @@ class KeySharing:
     when it is back, both sides are told everything that still holds.
     """
 
-    def __init__(self, board: KeyBoard, clock: Clock, tasks: TaskGroup) -> None:
+    def __init__(self, board: KeyBoard, clock: Clock) -> None:
         self._board = board
         self._clock = clock
-        self._tasks = tasks
         self._pools: Mapping[str, KeyPool] = {}
         self._woken = asyncio.Event()
         self._whole = True
-        self._running: list[asyncio.Task[None]] = []
+        self._following = TaskGroup()
 
     def open(self) -> None:
         """Begin; a board that is down does not make this fail."""
         self._board.open(self._woken.set, self.tell_all)
-        self._running = [
-            self._tasks.start(self._follow(), name="key-states-follow"),
-            self._tasks.start(self._poll(), name="key-states-poll"),
-        ]
+        self._following.start(self._follow(), name="key-states-follow")
+        self._following.start(self._poll(), name="key-states-poll")
 
     def follow(self, pools: Mapping[str, KeyPool]) -> None:
         """These are the pools from now on, by upstream; also to be called when keys were added."""
@@ -64,11 +61,7 @@ class KeySharing:
 
     async def close(self) -> None:
         """Stop, and let go of the board; safe to call twice."""
-        for task in self._running:
-            task.cancel()
-        if self._running:
-            await asyncio.wait(self._running)
-        self._running = []
+        await self._following.cancel()
         await self._board.close()
 
     async def _follow(self) -> None:

@@ -25,7 +25,6 @@ class Transition:
     """A key changed its state; `seconds` is for how long, where that is known."""
 
     fingerprint: str
-    before: KeyState
     after: KeyState
     reason: str
     seconds: float | None = None
@@ -114,7 +113,7 @@ class PooledKey:
     def change(
         self, after: KeyState, reason: str, now: float, seconds: float | None = None
     ) -> Transition:
-        transition = Transition(self.fingerprint, self.state, after, reason, seconds)
+        transition = Transition(self.fingerprint, after, reason, seconds)
         self.state, self.reason, self.since = after, reason, now
         self.restored = self.restored and after is not KeyState.RETIRED
         return transition

@@ -1,7 +1,7 @@
-"""Answers that were read ahead, and answers that give a key back when they are closed."""
+"""Answers that were read ahead, and answers that give back what they hold when they are closed."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import cast
 
 from proxy.errors import UpstreamError, UpstreamTimeout
@@ -66,11 +66,11 @@ async def read_ahead(response: UpstreamResponse, limit: int, seconds: float) -> 
 
 
 class Leased:
-    """An answer that holds a key, or a slot; closing it gives that back."""
+    """An answer that holds a key, a slot, or both; closing it gives them back."""
 
-    def __init__(self, response: UpstreamResponse, release: Callable[[], None]) -> None:
+    def __init__(self, response: UpstreamResponse, releases: Sequence[Callable[[], None]]) -> None:
         self._response = response
-        self._release = release
+        self._releases = releases
         self.status = response.status
         self.headers = response.headers
         self.trailers = response.trailers
@@ -88,4 +88,5 @@ class Leased:
         try:
             await self._response.aclose()
         finally:
-            self._release()
+            for release in self._releases:
+                release()

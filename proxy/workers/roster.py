@@ -128,11 +128,9 @@ class Roster:
         """Time has passed: start who is due, and end who is silent or too slow."""
         if self._stopping is not None:
             return self._overdue(now)
-        acts: list[Act] = []
+        acts = self._due(now)
         for place in self._places.values():
-            if place.state is _State.RESTING and now >= place.due_at:
-                acts.append(Start(place.number))
-            elif place.lives:
+            if place.lives:
                 acts += self._silence(place)
         return acts
 
@@ -165,8 +163,8 @@ class Roster:
             return self._start_failed(place, code, now)
         if code == 0:  # somebody told it to: a way to replace workers one by one
             place.state, place.due_at = _State.RESTING, now
-            return [Say(Level.INFO, f"{place} has ended; another takes its place"), *self.tick(now)]
-        return [self._died(place, code, now), *self.tick(now)]
+            return [Say(Level.INFO, f"{place} has ended; another takes its place"), *self._due(now)]
+        return [self._died(place, code, now), *self._due(now)]
 
     def stop(self, now: float, *, by: signal.Signals = signal.SIGTERM) -> list[Act]:
         """End all workers: in order, or, asked by SIGINT once more, as they are."""
@@ -194,12 +192,19 @@ class Roster:
         if self._failed_starts >= MOST_FAILED_STARTS and self.serving == 0:
             told = f"{said}; giving up after {self._failed_starts} failed starts in a row"
             return [Say(Level.ERROR, told), *self._give_up(code, now)]
-        return [self._died(place, code, now, said), *self.tick(now)]
+        return [self._died(place, code, now, said), *self._due(now)]
 
     def _give_up(self, code: int, now: float) -> list[Act]:
         self._exit_code = code if code > 0 else 1
         self._stopping = now
         return self._end_all(signal.SIGKILL)
+
+    def _due(self, now: float) -> list[Act]:
+        return [
+            Start(place.number)
+            for place in self._places.values()
+            if place.state is _State.RESTING and now >= place.due_at
+        ]
 
     def _died(self, place: _Place, code: int, now: float, said: str = "") -> Say:
         lived_well = now - place.began_at >= _GOOD_LIFE_SECONDS

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from proxy.backends.redis_channel import RedisChannel
+from proxy.backends.redis_config import RedisConfig
 from proxy.clock import SystemClock
 from proxy.coalesce.base import Coalescer, FlightEnd, Followed, Lease
 from proxy.coalesce.disk import DiskCoalescer
@@ -85,9 +86,7 @@ def _disk(stack: AsyncExitStack, path: Path) -> Medium:
     async def kill(worker: Coalescer) -> None:
         assert isinstance(worker, DiskCoalescer)
         await worker._tasks.cancel()
-        writer, worker._writer = worker._writer, None
-        assert writer is not None
-        await writer.close()
+        await worker._writer.close()
 
     def left() -> list[str]:
         with closing(sqlite3.connect(path)) as file:
@@ -105,17 +104,17 @@ def _disk(stack: AsyncExitStack, path: Path) -> Medium:
 
 def _redis(stack: AsyncExitStack, server: RedisServer) -> Medium:
     server.command("FLUSHALL")
+    config = RedisConfig(server.url, retry_seconds=0.02)
 
     async def worker() -> Coalescer:
-        channel = RedisChannel(server.url, clock=SystemClock(), retry_seconds=0.02)
+        channel = RedisChannel(config, clock=SystemClock(), retry_seconds=0.02)
         made = RedisCoalescer(
-            server.url,
+            config,
             clock=SystemClock(),
             channel=channel,
             key_prefix="p:",
             lease_seconds=LEASE_SECONDS,
             timeout_seconds=PATIENT_SECONDS,
-            retry_seconds=0.02,
             linger_seconds=0.0,
         )
         await made.open()

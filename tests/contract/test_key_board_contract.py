@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from proxy.backends.redis_channel import RedisChannel
+from proxy.backends.redis_config import RedisConfig
 from proxy.clock import SystemClock
 from proxy.errors import StoreUnavailable
 from proxy.upstream.allowance import Use
@@ -50,10 +51,11 @@ class Medium:
         if self._server is None:
             board = DiskKeyBoard(self._path, clock=self.clock, timeout_seconds=60.0)
         else:
-            channel = RedisChannel(self._server.url, clock=SystemClock())
+            config = RedisConfig(self._server.url)
+            channel = RedisChannel(config, clock=SystemClock())
             self._channels.append(channel)
             board = RedisKeyBoard(
-                self._server.url,
+                config,
                 channel=channel,
                 key_prefix="p:",
                 clock=clock or SystemClock(),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from proxy.backends.redis_channel import RedisChannel
+from proxy.backends.redis_config import RedisConfig
 from proxy.clock import SystemClock
 from proxy.core.marks import EVERYTHING, Marks, uncovered
 from proxy.core.selectors import Mark, Selector
@@ -69,11 +70,11 @@ class Medium:
         if name == "disk":
             return DiskMarkLog(self._path, clock=self.clock, timeout_seconds=60.0, most=MOST)
         assert self._server is not None
-        channel = RedisChannel(self._server.url, clock=SystemClock())
+        channel = RedisChannel(RedisConfig(self._server.url), clock=SystemClock())
         await channel.open()
         self._channels.append(channel)
         return RedisMarkLog(
-            self._server.url,
+            RedisConfig(self._server.url),
             channel=channel,
             key_prefix="p:",
             clock=SystemClock(),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from proxy.backends.redis_config import RedisConfig
 from proxy.clock import Clock, SystemClock
 from proxy.core.codec import peek_expiry
 from proxy.stores.base import Put, Store
@@ -51,7 +52,7 @@ def make(kind: str, clock: Clock, tmp_path: Path, request: pytest.FixtureRequest
         server: RedisServer = request.getfixturevalue("server")
         server.command("FLUSHALL")
         return RedisStore(
-            server.url,
+            RedisConfig(server.url),
             clock=clock,
             timeout_seconds=60.0,
             write_timeout_seconds=60.0,

@@ -239,18 +239,6 @@ class Line(Wire):
             if piece is not pieces[-1]:
                 self._watch.wait(lambda target=target: self._watch.received >= target)  # type: ignore[misc]
 
-    def send_some(self, raw: bytes, seconds: float) -> bool:
-        """Send it, or find within `seconds` that the server takes no more."""
-        usual = self._socket.gettimeout()
-        self._socket.settimeout(seconds)
-        try:
-            self._socket.sendall(raw)
-        except TimeoutError:
-            return False
-        finally:
-            self._socket.settimeout(usual)
-        return True
-
     def end(self) -> None:
         """Say that nothing more will be sent."""
         self._socket.shutdown(socket.SHUT_WR)

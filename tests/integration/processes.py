@@ -14,7 +14,6 @@ import orjson
 import yaml
 
 from tests.integration.switches import switched
-from tests.waiting import eventually
 
 ENTRY = (sys.executable, "-c", "from proxy.cli.main import main; main()")
 
@@ -156,8 +155,3 @@ def _plain_environment() -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith(("MAGIC_PROXY", "OPENAI", "REDIS"))
     } | {"COLUMNS": "200", "NO_COLOR": "1", **switched()}
-
-
-def wait_until_gone(process: subprocess.Popen[Any]) -> None:
-    """Return when the process has ended."""
-    eventually(lambda: process.poll() is not None)

@@ -3,7 +3,7 @@
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,7 +17,7 @@ from tests.integration.contract import chat, metric
 from tests.integration.crowd import Client, Crowd, all_done, crowd_of_clients
 from tests.integration.processes import ServedProxy
 from tests.integration.redis_server import RedisServer
-from tests.integration.servers import ProxyFactory
+from tests.integration.servers import ProxyFactory, RunningProxy
 from tests.integration.test_coalescing_crowds import one_answer, over, upstream_calls, waiting
 from tests.waiting import eventually
 
@@ -184,11 +184,10 @@ def test_B44_a_leader_that_is_stopped_finishes_for_those_who_follow_it(
 # ---- Redis ----
 
 
-@pytest.mark.parametrize("stream", [True, False], ids=["stream", "json"])
-def test_B50_a_redis_that_is_killed_in_mid_flight_fails_nobody(
-    stream: bool, standin: RunningStandIn, proxy: ProxyFactory, crowd: Crowd, redis: RedisServer
-) -> None:
-    replicas = [proxy(over(redis)) for _ in range(2)]
+def shared_work(
+    standin: RunningStandIn, crowd: Crowd, replicas: Sequence[RunningProxy], *, stream: bool
+) -> tuple[list[Client], list[Client]]:
+    """Those who wait at the first replica, and at the second; held upstream until `go`."""
     standin.app.script(Script(hold="go", hold_after=3 if stream else None), times=1)
     leaders = crowd.ask(replicas[0].base_url, chat(stream=stream), 3)
     standin.app.wait_for_requests(1)[0].holding.wait()
@@ -196,6 +195,15 @@ def test_B50_a_redis_that_is_killed_in_mid_flight_fails_nobody(
     eventually(lambda: waiting(*replicas) == 6)
     if stream:
         eventually(lambda: all(client.size for client in followers))
+    return leaders, followers
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "json"])
+def test_B50_a_redis_that_is_killed_in_mid_flight_fails_nobody(
+    stream: bool, standin: RunningStandIn, proxy: ProxyFactory, crowd: Crowd, redis: RedisServer
+) -> None:
+    replicas = [proxy(over(redis)) for _ in range(2)]
+    leaders, followers = shared_work(standin, crowd, replicas, stream=stream)
     redis.kill()
     all_done(followers)
     standin.app.gate("go").set()
@@ -227,13 +235,7 @@ def test_B50_a_redis_that_freezes_in_mid_flight_holds_nobody_up_for_long(
     stream: bool, standin: RunningStandIn, proxy: ProxyFactory, crowd: Crowd, redis: RedisServer
 ) -> None:
     replicas = [proxy(over(redis)) for _ in range(2)]
-    standin.app.script(Script(hold="go", hold_after=3 if stream else None), times=1)
-    leaders = crowd.ask(replicas[0].base_url, chat(stream=stream), 3)
-    standin.app.wait_for_requests(1)[0].holding.wait()
-    followers = crowd.ask(replicas[1].base_url, chat(stream=stream), 3)
-    eventually(lambda: waiting(*replicas) == 6)
-    if stream:
-        eventually(lambda: all(client.size for client in followers))
+    leaders, followers = shared_work(standin, crowd, replicas, stream=stream)
     redis.pause()
     frozen_at = time.monotonic()
     try:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 import pytest
 
 from proxy.backends.redis_channel import RedisChannel
+from proxy.backends.redis_config import RedisConfig
 from proxy.clock import SystemClock
 from proxy.core.selectors import Mark, Selector
 from proxy.errors import StoreUnavailable
@@ -65,12 +66,11 @@ async def make(server: RedisServer) -> AsyncIterator[Make]:
 
     def new(channel: DeafChannel | None = None, most: int = 10_000) -> RedisMarkLog:
         log = RedisMarkLog(
-            server.url,
+            RedisConfig(server.url, retry_seconds=0.05),
             channel=channel or DeafChannel(),
             key_prefix="p:",
             clock=SystemClock(),
             timeout_seconds=SECONDS,
-            retry_seconds=0.05,
             most=most,
         )
         made.append(log)
@@ -107,7 +107,7 @@ async def test_B54_a_scan_for_entries_does_not_meet_the_marks(
     server: RedisServer, make: Make
 ) -> None:
     await add(make())
-    store = RedisStore(server.url, clock=SystemClock(), timeout_seconds=5.0)
+    store = RedisStore(RedisConfig(server.url), clock=SystemClock(), timeout_seconds=5.0)
     await store.put_many([Put("p:v1:chat:-:x", b"1", 4_000_000_000.0)])
     assert [key async for key in store.scan("p:v1:")] == ["p:v1:chat:-:x"]
     await store.close()
@@ -119,7 +119,7 @@ async def test_B54_marks_never_expire(server: RedisServer, make: Make) -> None:
 
 
 async def test_a_mark_is_told_on_the_topic_of_its_name(server: RedisServer, make: Make) -> None:
-    channel = RedisChannel(server.url, clock=SystemClock())
+    channel = RedisChannel(RedisConfig(server.url), clock=SystemClock())
     heard: list[bytes] = []
     channel.subscribe("p:marks", heard.append)
     await channel.open()
@@ -130,7 +130,9 @@ async def test_a_mark_is_told_on_the_topic_of_its_name(server: RedisServer, make
 
 async def test_two_prefixes_on_one_server_are_strangers(server: RedisServer, make: Make) -> None:
     await add(make())
-    other = RedisMarkLog(server.url, channel=DeafChannel(), key_prefix="q:", clock=SystemClock())
+    other = RedisMarkLog(
+        RedisConfig(server.url), channel=DeafChannel(), key_prefix="q:", clock=SystemClock()
+    )
     reading = await other.read(0)
     assert reading is not None
     assert reading.new == []

@@ -12,6 +12,7 @@ import pytest
 
 from proxy.backends.channel import Channel
 from proxy.backends.redis_channel import RedisChannel
+from proxy.backends.redis_config import RedisConfig
 from proxy.clock import Clock, SystemClock
 from proxy.core.codec import decode, encode, peek_expiry
 from proxy.core.entry import Entry, Form
@@ -142,20 +143,19 @@ async def replica(server: RedisServer, tmp_path: Path) -> AsyncIterator[NewRepli
         *, lossy: bool = False, poll_seconds: float = NEVER_SECONDS, disk: str | None = None
     ) -> Replica:
         clock, tasks = SystemClock(), TaskGroup()
+        config = RedisConfig(server.url, retry_seconds=0.05)
         channel: Channel = RedisChannel(
-            server.url, clock=clock, retry_seconds=0.02, longest_retry_seconds=0.1
+            config, clock=clock, retry_seconds=0.02, longest_retry_seconds=0.1
         )
         if lossy:
             channel = LossyChannel(channel)
-        log: MarkLog = RedisMarkLog(
-            server.url, channel=channel, key_prefix=PREFIX, clock=clock, retry_seconds=0.05
-        )
+        log: MarkLog = RedisMarkLog(config, channel=channel, key_prefix=PREFIX, clock=clock)
         tiers: list[Store] = [MemoryStore(max_bytes=1024 * 1024, clock=clock)]
         if disk is not None:
             path = tmp_path / disk
             log = CombinedMarkLog(log, DiskMarkLog(path, clock=clock))
             tiers.append(DiskStore(path, clock=clock, max_bytes=1 << 20, read_timeout_seconds=60.0))
-        tiers.append(RedisStore(server.url, clock=clock, timeout_seconds=1.0, retry_seconds=0.05))
+        tiers.append(RedisStore(config, clock=clock, timeout_seconds=1.0))
         store = TieredStore(tiers, expires_at_of=peek_expiry)
         generations = Generations(log, clock, tasks, Witness(), poll_seconds=poll_seconds)
         made.append(Replica(clock, store, log, channel, generations, tasks))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio.connection import AbstractConnection
 
+from proxy.backends.redis_config import RedisConfig
 from proxy.clock import SystemClock
 from proxy.errors import StoreUnavailable
 from proxy.stores.base import Put
@@ -47,14 +48,10 @@ async def make() -> AsyncIterator[Make]:
 
     def new(url: str, ca_file: str | None = None) -> RedisStore:
         store = RedisStore(
-            url,
+            RedisConfig(url, ca_file=ca_file, retry_seconds=0.05),
             clock=SystemClock(),
             timeout_seconds=READ_SECONDS,
             write_timeout_seconds=READ_SECONDS,
-            connect_timeout_seconds=1.0,
-            failure_threshold=3,
-            retry_seconds=0.05,
-            ca_file=ca_file,
         )
         made.append(store)
         return store
@@ -242,7 +239,7 @@ async def test_B50_the_circuit_opens_without_traffic_when_the_server_is_down_at_
 
 async def test_B50_a_refused_connection_is_told_at_once() -> None:
     url = f"redis://127.0.0.1:{free_port()}"
-    store = RedisStore(url, clock=SystemClock(), timeout_seconds=600.0)
+    store = RedisStore(RedisConfig(url), clock=SystemClock(), timeout_seconds=600.0)
     async with asyncio.timeout(20.0):
         with pytest.raises(StoreUnavailable):
             await store.get_many(["a"])
@@ -317,7 +314,7 @@ async def test_a_server_that_closed_the_idle_connections_costs_nothing(
 
 async def test_connections_are_no_more_than_allowed(server: RedisServer) -> None:
     store = RedisStore(
-        server.url, clock=SystemClock(), max_connections=3, write_timeout_seconds=10.0
+        RedisConfig(server.url), clock=SystemClock(), max_connections=3, write_timeout_seconds=10.0
     )
     await store.open()
     await asyncio.gather(*(store.put_many([key_value(i)]) for i in range(100)))
@@ -328,7 +325,7 @@ async def test_connections_are_no_more_than_allowed(server: RedisServer) -> None
 
 
 async def test_B50_what_is_too_large_to_be_read_in_time_is_not_kept(server: RedisServer) -> None:
-    store = RedisStore(server.url, clock=SystemClock(), max_value_bytes=1000)
+    store = RedisStore(RedisConfig(server.url), clock=SystemClock(), max_value_bytes=1000)
     await store.open()
     expires_at = SystemClock().wall() + 60
     await store.put_many([Put("k", b"x" * 1000, expires_at), Put("other", b"y", expires_at)])
@@ -344,7 +341,7 @@ async def test_B50_what_is_too_large_to_be_read_in_time_is_not_kept(server: Redi
 async def test_look_ups_of_one_turn_share_one_round_trip(server: RedisServer) -> None:
     trips = RoundTrips()
     store = RedisStore(
-        server.url, clock=SystemClock(), timeout_seconds=READ_SECONDS, observer=trips
+        RedisConfig(server.url), clock=SystemClock(), timeout_seconds=READ_SECONDS, observer=trips
     )
     await store.put_many([key_value(i) for i in range(60)])
     await asyncio.gather(*(get(store, f"k{i}") for i in range(60)))
@@ -540,7 +537,7 @@ async def test_a_database_number_is_honoured(server: RedisServer, make: Make) ->
 @pytest.mark.parametrize("url", ["http://127.0.0.1", "redis://127.0.0.1?nonsense=1"])
 async def test_a_url_that_cant_be_used_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="Redis URL"):
-        RedisStore(url, clock=SystemClock())
+        RedisStore(RedisConfig(url), clock=SystemClock())
 
 
 async def test_closing_ends_what_is_under_way(server: RedisServer, store: RedisStore) -> None:

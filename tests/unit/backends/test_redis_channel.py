@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 import pytest
 
 from proxy.backends.redis_channel import RedisChannel
+from proxy.backends.redis_config import RedisConfig
 from proxy.clock import SystemClock
 from proxy.errors import StoreUnavailable
 from tests.integration.redis_server import RedisServer, free_port, make_certificate, redis_server
@@ -29,13 +30,12 @@ async def make() -> AsyncIterator[Make]:
 
     def new(url: str, ca_file: str | None = None) -> RedisChannel:
         channel = RedisChannel(
-            url,
+            RedisConfig(url, ca_file=ca_file),
             clock=SystemClock(),
             ping_seconds=0.2,
             retry_seconds=0.02,
             longest_retry_seconds=0.1,
             publish_timeout_seconds=5.0,
-            ca_file=ca_file,
         )
         made.append(channel)
         return channel

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from proxy.backends.redis_channel import RedisChannel
+from proxy.backends.redis_config import RedisConfig
 from proxy.clock import SystemClock
 from proxy.coalesce.base import Followed
 from proxy.coalesce.disk import DiskCoalescer
@@ -18,9 +19,10 @@ async def main(medium: str, where: str, lease_seconds: float) -> None:
     clock = SystemClock()
     coalescer: RedisCoalescer | DiskCoalescer
     if medium == "redis":
-        channel = RedisChannel(where, clock=clock)
+        config = RedisConfig(where)
+        channel = RedisChannel(config, clock=clock)
         coalescer = RedisCoalescer(
-            where,
+            config,
             clock=clock,
             channel=channel,
             key_prefix="p:",

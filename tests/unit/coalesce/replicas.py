@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from proxy.backends.redis_config import RedisConfig
 from proxy.clock import SystemClock
 from proxy.coalesce.redis import RedisCoalescer
 from tests.channels import FakeAir, FakeChannel
@@ -23,16 +24,15 @@ class Replicas:
     stack: AsyncExitStack
     air: FakeAir = field(default_factory=FakeAir)
 
-    async def start(self, **settings: Any) -> RedisCoalescer:
+    async def start(self, *, retry_seconds: float = 0.05, **settings: Any) -> RedisCoalescer:
         channel = FakeChannel(self.air)
         defaults = {
             "lease_seconds": LONG_SECONDS,
             "timeout_seconds": PATIENT_SECONDS,
-            "retry_seconds": 0.05,
             "linger_seconds": 0.0,
         }
         made = RedisCoalescer(
-            self.server.url,
+            RedisConfig(self.server.url, retry_seconds=retry_seconds),
             clock=SystemClock(),
             channel=channel,
             key_prefix=PREFIX,

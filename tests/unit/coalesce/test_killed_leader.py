@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from proxy.backends.redis_channel import RedisChannel
+from proxy.backends.redis_config import RedisConfig
 from proxy.clock import SystemClock
 from proxy.coalesce.base import FlightEnd, Landed, Published
 from proxy.coalesce.disk import DiskCoalescer
@@ -43,9 +44,10 @@ def leader(medium: str, where: str) -> Iterator[tuple[subprocess.Popen[bytes], i
 async def test_B41_a_follower_of_a_stream_takes_over_when_its_leader_is_killed() -> None:
     with redis_server() as server, leader("redis", server.url) as (process, token):
         clock = SystemClock()
-        channel = RedisChannel(server.url, clock=clock)
+        config = RedisConfig(server.url)
+        channel = RedisChannel(config, clock=clock)
         other = RedisCoalescer(
-            server.url,
+            config,
             clock=clock,
             channel=channel,
             key_prefix="p:",

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.client_deadline import NONE, ClientDeadline, client_deadline
+from proxy.core.client_deadline import NONE, Deadlines, client_deadline
 
 OURS = b"x-request-timeout"
 PYTHON = b"x-stainless-read-timeout"
@@ -25,18 +25,18 @@ JAVASCRIPT = b"x-stainless-timeout"
     ],
 )
 def test_B68_our_own_header_is_for_the_whole_answer(spelled: bytes, seconds: float) -> None:
-    assert client_deadline(((OURS, spelled),)) == ClientDeadline(seconds, seconds)
+    assert client_deadline(((OURS, spelled),)) == Deadlines(seconds, seconds)
 
 
 @pytest.mark.parametrize("name", [PYTHON, JAVASCRIPT])
 def test_B68_what_sdks_say_is_for_its_beginning(name: bytes) -> None:
-    assert client_deadline(((name, b"600"),)) == ClientDeadline(600.0, math.inf)
+    assert client_deadline(((name, b"600"),)) == Deadlines(600.0, math.inf)
 
 
 def test_the_shortest_counts() -> None:
     headers = ((OURS, b"20"), (PYTHON, b"600.0"), (JAVASCRIPT, b"10"), (OURS, b"60"))
-    assert client_deadline(headers) == ClientDeadline(10.0, 20.0)
-    assert client_deadline(((OURS, b"5"), (PYTHON, b"600"))) == ClientDeadline(5.0, 5.0)
+    assert client_deadline(headers) == Deadlines(10.0, 20.0)
+    assert client_deadline(((OURS, b"5"), (PYTHON, b"600"))) == Deadlines(5.0, 5.0)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.resume import Resumption, WholeEvents
+from proxy.core.resume import Resumption
+from proxy.core.sse import WholeEvents
 from proxy.errors import UpstreamProtocolError
 
 

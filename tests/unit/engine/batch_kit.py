@@ -129,9 +129,6 @@ class Embedder:
     def max_batch(self, chain: Chain) -> int | None:
         return self._max_batch
 
-    async def aclose(self) -> None:
-        return
-
 
 def _written(item: Any, encoding: str) -> str | list[float]:
     vector = packed(item)

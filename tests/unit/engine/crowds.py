@@ -1,16 +1,15 @@
 """Clients that ask at once: of one worker, and of several that share a medium and a store."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import TypeVar
 
 from proxy.core.rules import Rule
 from proxy.engine.base import Answer
 from proxy.engine.write_behind import WriteLimits
 from proxy.errors import UpstreamError
 from tests.coalescing import FakeCoalescer, FakeMedium
-from tests.unit.engine.kit import COMPLETION, RULE, Engine, FaultyStore
+from tests.unit.engine.kit import COMPLETION, RULE, Engine, FaultyStore, going
 from tests.unit.engine.upstreams import (
     JSON,
     STREAM,
@@ -20,8 +19,6 @@ from tests.unit.engine.upstreams import (
     turns,
 )
 from tests.waiting import until
-
-T = TypeVar("T")
 
 
 def started(rule: Rule = RULE, forwarder: LiveForwarder | None = None) -> Engine:
@@ -38,15 +35,6 @@ def upstream(engine: Engine) -> LiveForwarder:
 def calls(*engines: Engine) -> list[int]:
     """How often each has asked its upstream."""
     return [len(upstream(engine).calls) for engine in engines]
-
-
-def going(work: Awaitable[T]) -> asyncio.Task[T]:
-    """A client that does this."""
-
-    async def wait() -> T:
-        return await work
-
-    return asyncio.get_running_loop().create_task(wait())
 
 
 def asking(engine: Engine, count: int = 1, /, **members: object) -> list[asyncio.Task[Answer]]:

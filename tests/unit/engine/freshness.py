@@ -1,10 +1,9 @@
 """Engines whose entries grow old, and what tests of freshness ask of them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import TypeVar
 
 from proxy.core.matching import RuleSet
 from proxy.core.rules import Rule
@@ -12,10 +11,8 @@ from proxy.core.variants import Turns
 from proxy.core.wire import Headers
 from proxy.engine.base import Answer
 from proxy.engine.service import CachePolicy, CacheService, Lasting
-from tests.unit.engine.kit import COMPLETION, RULE, Engine, FaultyStore, told
+from tests.unit.engine.kit import COMPLETION, RULE, Engine, FaultyStore, going, told
 from tests.unit.engine.upstreams import JSON, LiveForwarder, LiveResponse, body_of, turns
-
-T = TypeVar("T")
 
 SWR = replace(RULE, stale_while_revalidate_seconds=30.0)
 SIE = replace(RULE, stale_if_error_seconds=300.0)
@@ -92,15 +89,6 @@ async def ageing(rule: Rule = SWR, store: FaultyStore | None = None) -> AsyncIte
         yield running
     finally:
         await running.engine.stop()
-
-
-def going(work: Awaitable[T]) -> asyncio.Task[T]:
-    """The work, under way."""
-
-    async def wait() -> T:
-        return await work
-
-    return asyncio.get_running_loop().create_task(wait())
 
 
 def cache_status(answer: Answer) -> str:

@@ -1,8 +1,9 @@
 """Fakes for the engine: a store that fails in every way, an upstream that says what it is told."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import orjson
 
@@ -33,6 +34,8 @@ from proxy.stores.marks_local import LocalMarkLog
 from proxy.tasks import TaskGroup
 from proxy.upstream.base import Chain, Exchange, Outgoing, Profile
 from tests.fakes import FakeClock
+
+T = TypeVar("T")
 
 COMPLETION = (
     b'{"id":"c","choices":[{"index":0,"finish_reason":"stop",'
@@ -165,9 +168,6 @@ class ScriptedForwarder:
     def max_batch(self, chain: Chain) -> int | None:
         return None
 
-    async def aclose(self) -> None:
-        return
-
 
 @dataclass(slots=True)
 class Witness:
@@ -287,3 +287,8 @@ def call(body: bytes, *headers: tuple[bytes, bytes]) -> Call:
 def told(answer: Answer, name: bytes) -> str:
     """The value of one header of an answer."""
     return dict(answer.headers)[name].decode()
+
+
+def going(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """The work, under way: a client that does this."""
+    return asyncio.get_running_loop().create_task(work)

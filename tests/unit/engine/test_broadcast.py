@@ -1,16 +1,14 @@
 """One body, many readers: each gets every byte in order, or an error; nobody holds another up."""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
 
 import pytest
 
 from proxy.engine.broadcast import READ_AHEAD_BYTES, Broadcast, Piece, Reader
 from proxy.errors import CutOff, UpstreamProtocolError
+from tests.unit.engine.kit import going
 
 pytestmark = pytest.mark.anyio
-T = TypeVar("T")
 
 
 def piece(text: bytes) -> Piece:
@@ -197,10 +195,6 @@ async def test_the_terminal_piece_tells_that_the_answer_is_complete() -> None:
 
 
 # ---- who waits for the end ----
-
-
-def going(work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
-    return asyncio.get_running_loop().create_task(work)
 
 
 async def test_B43_while_somebody_waits_for_the_end_the_source_waits_for_no_reader() -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from proxy.core.rules import Rule
 from proxy.errors import UpstreamUnreachable
-from tests.unit.engine.freshness import SIE, SWR, Ageing, ageing, cache_status, going, saying
-from tests.unit.engine.kit import COMPLETION, RULE, FaultyStore, told
+from tests.unit.engine.freshness import SIE, SWR, Ageing, ageing, cache_status, saying
+from tests.unit.engine.kit import COMPLETION, RULE, FaultyStore, going, told
 from tests.unit.engine.upstreams import turns
 
 pytestmark = pytest.mark.anyio

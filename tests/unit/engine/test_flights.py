@@ -2,23 +2,21 @@
 
 import asyncio
 import gzip
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import TypeVar
 
 import orjson
 import pytest
 
-from proxy.core.rules import Coalescing, OnDisconnect, Rule
+from proxy.core.rules import Coalescing, OnDisconnect
 from proxy.core.trailers import Trailers
-from proxy.engine.base import Answer
 from proxy.errors import UpstreamProtocolError, UpstreamUnreachable
-from tests.unit.engine.kit import COMPLETION, RULE, Engine, told
+from tests.unit.engine.crowds import asking, asking_whole, nothing_left, started, upstream
+from tests.unit.engine.kit import COMPLETION, RULE, Engine, going, told
 from tests.unit.engine.upstreams import (
     DONE,
     JSON,
     STREAM,
-    LiveForwarder,
     LiveResponse,
     UsageForwarder,
     body_of,
@@ -28,7 +26,6 @@ from tests.unit.engine.upstreams import (
 )
 
 pytestmark = pytest.mark.anyio
-T = TypeVar("T")
 
 
 @pytest.fixture
@@ -36,40 +33,6 @@ async def engine() -> AsyncIterator[Engine]:
     running = started()
     yield running
     await running.stop()
-
-
-def started(rule: Rule = RULE, forwarder: LiveForwarder | None = None) -> Engine:
-    return Engine(forwarder=forwarder or LiveForwarder(), rule=rule)
-
-
-def upstream(engine: Engine) -> LiveForwarder:
-    assert isinstance(engine.forwarder, LiveForwarder)
-    return engine.forwarder
-
-
-def going(work: Awaitable[T]) -> asyncio.Task[T]:
-    async def wait() -> T:
-        return await work
-
-    return asyncio.get_running_loop().create_task(wait())
-
-
-def asking(engine: Engine, count: int = 1, /, **members: object) -> list[asyncio.Task[Answer]]:
-    return [going(engine.ask(**members)) for _ in range(count)]
-
-
-def asking_whole(engine: Engine, count: int = 1, /, **members: object) -> list[asyncio.Task[bytes]]:
-    async def whole() -> bytes:
-        return await body_of(await engine.ask(**members))
-
-    return [going(whole()) for _ in range(count)]
-
-
-async def nothing_left(engine: Engine) -> None:
-    """No flight can be joined, and none is under way."""
-    await turns()
-    assert len(engine.flights) == 0
-    assert engine.flying.count("flight") == 0
 
 
 # ---- stored ----

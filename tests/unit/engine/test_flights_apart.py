@@ -15,14 +15,13 @@ from tests.unit.engine.crowds import (
     asking,
     asking_whole,
     calls,
-    going,
     left,
     nothing_left,
     saying,
     started,
     upstream,
 )
-from tests.unit.engine.kit import COMPLETION, RULE, told
+from tests.unit.engine.kit import COMPLETION, RULE, going, told
 from tests.unit.engine.upstreams import JSON, STREAM, LiveResponse, body_of, turns
 
 pytestmark = pytest.mark.anyio

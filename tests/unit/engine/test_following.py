@@ -17,14 +17,13 @@ from tests.unit.engine.crowds import (
     asking,
     asking_whole,
     calls,
-    going,
     leading_and_following,
     nothing_left,
     replicas,
     saying,
     upstream,
 )
-from tests.unit.engine.kit import COMPLETION, RULE, told
+from tests.unit.engine.kit import COMPLETION, RULE, going, told
 from tests.unit.engine.upstreams import (
     DONE,
     SSE,

@@ -17,7 +17,6 @@ from tests.unit.engine.crowds import (
     asking,
     asking_whole,
     calls,
-    going,
     leading_and_following,
     left,
     nothing_left,
@@ -26,7 +25,7 @@ from tests.unit.engine.crowds import (
     started,
     upstream,
 )
-from tests.unit.engine.kit import COMPLETION, RULE, told
+from tests.unit.engine.kit import COMPLETION, RULE, going, told
 from tests.unit.engine.upstreams import (
     DONE,
     JSON,

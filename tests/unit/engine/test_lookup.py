@@ -12,8 +12,17 @@ import pytest
 from proxy.core.rules import Coalescing, Rule, VariantChoice
 from proxy.engine.plan import Plan
 from proxy.errors import UpstreamUnreachable
-from tests.unit.engine.freshness import Ageing, cache_status, going, saying
-from tests.unit.engine.kit import RULE, Engine, FaultyStore, Said, ScriptedForwarder, call, told
+from tests.unit.engine.freshness import Ageing, cache_status, saying
+from tests.unit.engine.kit import (
+    RULE,
+    Engine,
+    FaultyStore,
+    Said,
+    ScriptedForwarder,
+    call,
+    going,
+    told,
+)
 from tests.unit.engine.upstreams import SSE, STREAM, body_of, chunk, turns
 
 pytestmark = pytest.mark.anyio

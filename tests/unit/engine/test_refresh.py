@@ -8,8 +8,8 @@ import pytest
 from proxy.core.rules import Coalescing, Rule
 from proxy.core.selectors import Selector
 from proxy.errors import KeysExhausted, UpstreamError, UpstreamTimeout, UpstreamUnreachable
-from tests.unit.engine.freshness import BOTH, SIE, SWR, Ageing, ageing, cache_status, going, saying
-from tests.unit.engine.kit import COMPLETION, RULE, told
+from tests.unit.engine.freshness import BOTH, SIE, SWR, Ageing, ageing, cache_status, saying
+from tests.unit.engine.kit import COMPLETION, RULE, going, told
 from tests.unit.engine.upstreams import SSE, STREAM, body_of, turns
 
 pytestmark = pytest.mark.anyio

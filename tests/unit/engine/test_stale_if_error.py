@@ -14,8 +14,8 @@ from proxy.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from tests.unit.engine.freshness import BOTH, SIE, Ageing, ageing, cache_status, going, saying
-from tests.unit.engine.kit import COMPLETION, RULE, told
+from tests.unit.engine.freshness import BOTH, SIE, Ageing, ageing, cache_status, saying
+from tests.unit.engine.kit import COMPLETION, RULE, going, told
 from tests.unit.engine.upstreams import JSON, SSE, STREAM, LiveResponse, body_of, turns
 
 pytestmark = pytest.mark.anyio

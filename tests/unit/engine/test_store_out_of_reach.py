@@ -6,8 +6,8 @@ import pytest
 
 from proxy.core.rules import Rule
 from proxy.errors import StoreUnavailable, UpstreamUnreachable
-from tests.unit.engine.freshness import SIE, SWR, Ageing, going
-from tests.unit.engine.kit import COMPLETION, FaultyStore, told
+from tests.unit.engine.freshness import SIE, SWR, Ageing
+from tests.unit.engine.kit import COMPLETION, FaultyStore, going, told
 from tests.unit.engine.upstreams import body_of, turns
 
 pytestmark = pytest.mark.anyio

@@ -7,8 +7,8 @@ import pytest
 
 from proxy.core.rules import OnDisconnect
 from proxy.errors import UpstreamProtocolError, UpstreamUnreachable
-from tests.unit.engine.freshness import Ageing, ageing, going
-from tests.unit.engine.kit import COMPLETION, RULE, told
+from tests.unit.engine.freshness import Ageing, ageing
+from tests.unit.engine.kit import COMPLETION, RULE, going, told
 from tests.unit.engine.upstreams import JSON, STREAM, LiveResponse, body_of, turns
 
 pytestmark = pytest.mark.anyio

@@ -233,7 +233,7 @@ async def test_a_sweep_removes_what_has_expired(store: DiskStore, clock: FakeClo
     await store.put_many([put(clock, "long", b"1")])
     clock.advance(11.0)
     assert (await store.stats()).entries == 1_201
-    await store.sweep()
+    await sweep_at_rest(store)
     assert (await store.stats()).entries == 1
 
 
@@ -368,10 +368,11 @@ async def test_B50_a_file_that_is_not_ours_is_moved_aside_once(
 
 
 async def test_B50_damage_that_shows_later_costs_misses_and_heals(
-    store: DiskStore, path: Path, clock: FakeClock
+    make: Callable[[], DiskStore], path: Path, clock: FakeClock
 ) -> None:
-    await store.put_many([put(clock, f"k{i}", b"x" * 10_000) for i in range(100)])
-    await store.close()
+    before, store = make(), make()
+    await before.put_many([put(clock, f"k{i}", b"x" * 10_000) for i in range(100)])
+    await before.close()
     size = size_of(path)
     with path.open("r+b") as file:
         file.seek(4_096)

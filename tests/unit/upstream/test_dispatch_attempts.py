@@ -145,12 +145,6 @@ async def test_B65_an_error_that_breaks_off_breaks_off_for_the_client() -> None:
         await anext(chunks)
 
 
-async def test_closing_closes_every_transport() -> None:
-    world = World(up(), up("back"))
-    await world.set.aclose()
-    assert all(transport.closed for transport in world.transports.values())
-
-
 async def test_a_route_to_an_unknown_upstream_is_refused() -> None:
     with pytest.raises(ValueError, match="gone"):
         UpstreamSet([up()], Router(default_upstream="gone"), clock=FakeClock())

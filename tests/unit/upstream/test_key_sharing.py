@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import pytest
 
 from proxy.errors import StoreUnavailable
-from proxy.tasks import TaskGroup
 from proxy.upstream.allowance import Need, Use
 from proxy.upstream.board import Posts, Read, Uses, added
 from proxy.upstream.config import KeySecret
@@ -101,8 +100,7 @@ class Process:
         self.clock = StillClock()
         self.pool = KeyPool(SECRETS, retire_seconds=600.0)
         self.board = FakeBoard(wall)
-        self.tasks = TaskGroup()
-        self.sharing = KeySharing(self.board, self.clock, self.tasks)
+        self.sharing = KeySharing(self.board, self.clock)
 
     def start(self) -> None:
         self.sharing.open()
@@ -123,7 +121,6 @@ class Process:
 
     async def close(self) -> None:
         await self.sharing.close()
-        await self.tasks.cancel()
 
 
 AVAILABLE, COOLING, RETIRED = KeyState.AVAILABLE, KeyState.COOLING, KeyState.RETIRED

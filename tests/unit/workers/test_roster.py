@@ -144,6 +144,14 @@ def test_a_machine_that_was_suspended_finds_nobody_silent() -> None:
     assert watched.errors == []
 
 
+def test_what_ends_beside_a_worker_is_no_silence_of_its_own() -> None:
+    watched = serving()
+    for _ in range(200):
+        assert watched.ended(1, 0) == [Start(1)]
+        watched.ready(1)
+    assert watched.errors == []
+
+
 def test_a_start_may_take_longer_than_a_worker_may_be_silent() -> None:
     watched = Watched(1)
     watched.tick()
