@@ -62,7 +62,7 @@ class _Server(uvicorn.Server):
             connection.shutdown()
         try:
             async with asyncio.timeout(self.config.timeout_graceful_shutdown):
-                while state.connections or state.tasks:
+                while state.connections or state.tasks:  # noqa: ASYNC110 - uvicorn tells nobody
                     await asyncio.sleep(_LOOK_SECONDS)
                 for server in self.servers:
                     await server.wait_closed()
