@@ -214,7 +214,7 @@ def test_B65_a_refusal_is_passed_on_as_the_answer_that_it_is(status: bytes, way:
 def test_B60_a_101_that_nobody_asked_for_is_an_error_of_the_upstream(way: Way) -> None:
     way.upstream.serve = accepts
 
-    answer = httpx.get(f"{way.proxy.base_url}/files", trust_env=False)
+    answer = httpx.get(f"{way.proxy.base_url}/files", verify=False, trust_env=False)
 
     assert answer.status_code == 502
     assert error_of(answer)["code"] == "upstream_protocol_error"
