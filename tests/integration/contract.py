@@ -87,14 +87,8 @@ def metric(proxy: RunningProxy | str, sample: str) -> float:
 
 def settled(proxy: RunningProxy) -> dict[str, float]:
     """All samples, once no entry is on its way to a store."""
-    seen: dict[str, float] = {}
-
-    def look() -> bool:
-        seen.update(metrics(proxy))
-        return seen["magic_proxy_write_queue_entries"] == 0
-
-    eventually(look)
-    return seen
+    eventually(lambda: metric(proxy, "magic_proxy_write_queue_entries") == 0)
+    return metrics(proxy)
 
 
 def entries_stored(proxy: RunningProxy) -> float:

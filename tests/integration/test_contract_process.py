@@ -39,10 +39,12 @@ class Serving:
         }
         return merged(plain, over)
 
-    def __call__(self, over: dict[str, Any] | None = None, **env: str) -> ServedProxy:
+    def __call__(
+        self, over: dict[str, Any] | None = None, *, before: str = "", **env: str
+    ) -> ServedProxy:
         file = self._directory / f"settings-{len(self._running)}.yaml"
         file.write_text(yaml.safe_dump(self.settings(over or {})))
-        self._running.append(ServedProxy(file, env=env))
+        self._running.append(ServedProxy(file, env=env, before=before))
         return self._running[-1]
 
     def stop(self) -> None:

@@ -273,7 +273,7 @@ def test_B44_a_stop_waits_for_an_answer_that_is_finished_for_nobody_and_stores_i
 def test_B44_a_stop_gives_up_what_nobody_waits_for_after_its_grace(
     serve: Serving, standin: RunningStandIn
 ) -> None:
-    proxy = serve()
+    proxy = serve(before="import proxy.runtime.runtime as it; it._LAST_SECONDS = 1.5; ")
     asked = nobody_waits(proxy, standin)
     began = time.monotonic()
 
