@@ -65,9 +65,16 @@ test-cold: dev ## What clients see of hits, with the hot path switched off
 	@HOT_PATH=off $(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 check: dev ## Lint, formatting, types, import layers, Dockerfile, compose and settings files
+	@$(MAKE) --jobs=2 --output-sync check-types check-files
+
+# Takes as long as all others together.
+.PHONY: check-types check-files
+check-types: dev
+	@echo "== mypy --strict";   $(BIN)/mypy --no-error-summary
+
+check-files: dev
 	@echo "== ruff check";      $(BIN)/ruff check --quiet .
 	@echo "== ruff format";     $(BIN)/ruff format --check --quiet .
-	@echo "== mypy --strict";   $(BIN)/mypy --no-error-summary
 	@echo "== import layers";   $(BIN)/lint-imports --no-cache >/dev/null || $(BIN)/lint-imports --no-cache
 	@echo "== hadolint";        $(BIN)/hadolint Dockerfile
 	@echo "== compose schema";  $(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec $(YAML_FILES)
