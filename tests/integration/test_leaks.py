@@ -97,9 +97,9 @@ async def see_it_break(client: httpx.AsyncClient, number: int) -> None:
 @pytest.mark.parametrize(
     ("count", "ask", "script"),
     [
-        pytest.param(500, read_to_the_end, Script(), id="read to the end"),
-        pytest.param(100, leave_early, Script(tokens=2_000), id="left by the client"),
-        pytest.param(100, see_it_break, Script(close_after=3), id="broken off upstream"),
+        pytest.param(200, read_to_the_end, Script(), id="read to the end"),
+        pytest.param(60, leave_early, Script(tokens=2_000), id="left by the client"),
+        pytest.param(60, see_it_break, Script(close_after=3), id="broken off upstream"),
     ],
 )
 def test_B56_streams_leave_no_task_no_descriptor_and_no_connection(
