@@ -11,6 +11,7 @@ import pytest
 from proxy.backends.redis_channel import RedisChannel
 from proxy.backends.redis_config import RedisConfig
 from proxy.clock import SystemClock
+from proxy.coalesce import redis_following
 from proxy.coalesce.base import Coalescer, FlightEnd, Followed, Lease
 from proxy.coalesce.disk import DiskCoalescer
 from proxy.coalesce.redis import RedisCoalescer
@@ -31,6 +32,12 @@ SHORT = pytest.mark.parametrize("lease_seconds", [SHORT_SECONDS], ids=["short"])
 # The same, where a lease has to be there for a moment.
 BRIEF = pytest.mark.parametrize("lease_seconds", [0.4], ids=["brief"])
 PATIENT_SECONDS = 5.0  # on a machine that is busy with other things
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is busy with other things may hold up a reply of Redis for a second."""
+    monkeypatch.setattr(redis_following, "_REPLY_SECONDS", PATIENT_SECONDS)
 
 
 @pytest.fixture(scope="module")
