@@ -13,8 +13,8 @@ PYTEST_ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # PYTHON=/path/to/python3 chooses the interpreter that the environment is made with.
 export PYTHON
-# Containers often set this. The tests start the proxy a hundred times: compiled once, each start
-# takes a quarter less.
+# Containers often set this. The tests start Python dozens of times: compiled once, each start takes
+# a quarter less.
 unexport PYTHONDONTWRITEBYTECODE
 
 YAML_FILES = $(wildcard docker-compose.yml deploy/compose/*.yml)
