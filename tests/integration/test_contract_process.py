@@ -189,15 +189,17 @@ def is_refused(proxy: ServedProxy) -> bool:
     return False
 
 
-def test_B44_a_port_that_is_taken_is_an_error(serve: Serving, standin: RunningStandIn) -> None:
-    proxy = serve()
-    port = proxy.url.rpartition(":")[2]
+def test_B44_a_port_that_is_taken_is_an_error(serve: Serving, tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(yaml.safe_dump(serve.settings({})))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
 
-    second = magic_proxy("serve", "--config", str(proxy.file), "--port", port)
+        ended = magic_proxy("serve", "--config", str(file), "--port", port)
 
-    assert second.returncode == 1
-    assert b"Traceback" not in second.stderr
-    assert b"address already in use" in second.stderr
+    assert ended.returncode == 1
+    assert b"Traceback" not in ended.stderr
+    assert b"address already in use" in ended.stderr
 
 
 SECRETS = {
