@@ -221,7 +221,7 @@ async def test_closing_leaves_no_task_and_no_thread(make: Make) -> None:
     one, other = await make(), await make()
     await lead(one)
     following = asyncio.ensure_future(story(await follow(other), live=False))
-    await asyncio.sleep(0.02)
+    await until(lambda: bool(other._followed))
     await other.close()
     with pytest.raises(StoreUnavailable):
         await following
