@@ -9,6 +9,7 @@ import orjson
 import pytest
 
 from proxy.access.clients import hash_key
+from proxy.engine import sweeping
 from proxy.standin import Script
 from proxy.standin.script import server_error
 from tests.integration.conftest import NewAsker
@@ -18,6 +19,12 @@ from tests.integration.wire import Wire
 from tests.waiting import eventually
 
 ONE = "/assistants/asst_1"
+
+
+@pytest.fixture(autouse=True)
+def unswept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is purged stays until it is read: `absent` is what a sweep makes of it, 2 s later."""
+    monkeypatch.setattr(sweeping, "_COLLECT_SECONDS", 3600.0)
 
 
 @pytest.fixture
