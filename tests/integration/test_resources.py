@@ -369,7 +369,7 @@ def test_a_write_that_may_have_been_done_makes_its_resource_out_of_date(
     site.standin.app.script(script, times=None, when=lambda request: request.method == "DELETE")
     for path in (ONE, "/assistants"):
         site.standin.app.script(tells(1), times=None, path=path)
-        read(path)
+        eventually(lambda path=path: x_cache(read(path)) == "HIT")  # type: ignore[misc]
     deadline = {"x-request-timeout": "300ms"} if script.hold else {}
     assert read(ONE, "DELETE", headers=deadline).status_code == status
     assert [detail(read(path)) for path in (ONE, "/assistants")] == ["purged"] * 2
