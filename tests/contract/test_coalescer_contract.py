@@ -11,6 +11,7 @@ import pytest
 from proxy.backends.redis_channel import RedisChannel
 from proxy.backends.redis_config import RedisConfig
 from proxy.clock import SystemClock
+from proxy.coalesce import redis_following
 from proxy.coalesce.base import Coalescer, FlightEnd, Followed, Lease
 from proxy.coalesce.disk import DiskCoalescer
 from proxy.coalesce.redis import RedisCoalescer
@@ -25,7 +26,18 @@ pytestmark = pytest.mark.anyio
 KINDS = ("fake", "disk", "redis")
 LIVE = pytest.mark.parametrize("kind", ["fake", "redis"], indirect=True)  # a disk tells of ends
 TIMED = pytest.mark.parametrize("kind", ["disk", "redis"], indirect=True)  # the fake knows no time
+# Where a lease has to run out, and none has to be kept while the machine does other things.
+SHORT_SECONDS = 0.25
+SHORT = pytest.mark.parametrize("lease_seconds", [SHORT_SECONDS], ids=["short"])
+# The same, where a lease has to be there for a moment.
+BRIEF = pytest.mark.parametrize("lease_seconds", [0.4], ids=["brief"])
 PATIENT_SECONDS = 5.0  # on a machine that is busy with other things
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is busy with other things may hold up a reply of Redis for a second."""
+    monkeypatch.setattr(redis_following, "_REPLY_SECONDS", PATIENT_SECONDS)
 
 
 @pytest.fixture(scope="module")
@@ -40,16 +52,21 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
+def lease_seconds() -> float:
+    return LEASE_SECONDS
+
+
+@pytest.fixture
 async def medium(
-    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+    kind: str, lease_seconds: float, tmp_path: Path, request: pytest.FixtureRequest
 ) -> AsyncIterator[Medium]:
     async with AsyncExitStack() as stack:
         if kind == "fake":
             yield _fake(stack)
         elif kind == "disk":
-            yield _disk(stack, tmp_path / "cache.sqlite3")
+            yield _disk(stack, tmp_path / "cache.sqlite3", lease_seconds)
         else:
-            yield _redis(stack, request.getfixturevalue("server"))
+            yield _redis(stack, request.getfixturevalue("server"), lease_seconds)
 
 
 def _fake(stack: AsyncExitStack) -> Medium:
@@ -68,14 +85,14 @@ def _fake(stack: AsyncExitStack) -> Medium:
     return Medium(True, worker, kill, shared.go_down, shared.come_back, lambda: list(shared.held))
 
 
-def _disk(stack: AsyncExitStack, path: Path) -> Medium:
+def _disk(stack: AsyncExitStack, path: Path, lease_seconds: float) -> Medium:
     aside = path.with_name("aside")
 
     async def worker() -> Coalescer:
         made = DiskCoalescer(
             path,
             clock=SystemClock(),
-            lease_seconds=LEASE_SECONDS,
+            lease_seconds=lease_seconds,
             timeout_seconds=PATIENT_SECONDS,
             retry_seconds=0.02,
         )
@@ -102,7 +119,7 @@ def _disk(stack: AsyncExitStack, path: Path) -> Medium:
     return Medium(False, worker, kill, break_down, path.rmdir, left)
 
 
-def _redis(stack: AsyncExitStack, server: RedisServer) -> Medium:
+def _redis(stack: AsyncExitStack, server: RedisServer, lease_seconds: float) -> Medium:
     server.command("FLUSHALL")
     config = RedisConfig(server.url, retry_seconds=0.02)
 
@@ -113,7 +130,7 @@ def _redis(stack: AsyncExitStack, server: RedisServer) -> Medium:
             clock=SystemClock(),
             channel=channel,
             key_prefix="p:",
-            lease_seconds=LEASE_SECONDS,
+            lease_seconds=lease_seconds,
             timeout_seconds=PATIENT_SECONDS,
             linger_seconds=0.0,
         )
@@ -231,6 +248,7 @@ async def test_B40_of_many_keys_each_is_told_of_its_own(
 
 
 @TIMED
+@SHORT
 async def test_that_it_was_stored_is_forgotten_after_a_while(
     medium: Medium, one: Coalescer, other: Coalescer
 ) -> None:
@@ -322,13 +340,14 @@ async def test_B40_one_who_comes_later_gets_it_from_the_first_record_too(
 
 
 @TIMED
+@SHORT
 async def test_records_are_not_wanted_while_nobody_follows_live(
     medium: Medium, one: Coalescer, other: Coalescer
 ) -> None:
     lease = await lead(one)
     is_wanted = await wanted(lease)
     following = asyncio.ensure_future(story(await follow(other), live=False))
-    await asyncio.sleep(LEASE_SECONDS)  # long enough for messages and renewals to tell otherwise
+    await asyncio.sleep(SHORT_SECONDS)  # long enough for messages and renewals to tell otherwise
     assert not is_wanted.is_set()
     await lease.release(FlightEnd.STORED)
     await following
@@ -374,7 +393,7 @@ async def test_B41_a_lease_is_kept_as_long_as_its_holder_lives(
 ) -> None:
     lease = await lead(one)
     loop = asyncio.get_running_loop()
-    enough = loop.time() + 2 * LEASE_SECONDS
+    enough = loop.time() + 1.25 * LEASE_SECONDS  # renewed three times
     while loop.time() < enough:
         followed = await follow(other)
         assert followed.token == lease.token
@@ -382,6 +401,7 @@ async def test_B41_a_lease_is_kept_as_long_as_its_holder_lives(
     assert not lease.lost
 
 
+@BRIEF
 @pytest.mark.parametrize("live", [True, False])
 async def test_B41_a_leader_that_dies_is_followed_by_another(
     medium: Medium, one: Coalescer, other: Coalescer, live: bool
@@ -397,6 +417,7 @@ async def test_B41_a_leader_that_dies_is_followed_by_another(
     assert taken.token > lease.token
 
 
+@SHORT
 async def test_a_cancelled_acquire_leaves_no_lease(
     medium: Medium, one: Coalescer, other: Coalescer
 ) -> None:
@@ -460,6 +481,7 @@ async def test_a_follower_may_leave_in_the_middle(medium: Medium, one: Coalescer
     await lease.release(FlightEnd.STORED)
 
 
+@BRIEF
 async def test_no_task_is_left_when_nothing_is_held_or_followed(
     medium: Medium, one: Coalescer, other: Coalescer
 ) -> None:

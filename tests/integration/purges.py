@@ -31,7 +31,11 @@ class Operator:
     def __init__(self, proxy: RunningProxy) -> None:
         self.proxy = proxy
         self._client = httpx.Client(
-            base_url=proxy.url, headers={"x-admin-key": ADMIN_KEY}, trust_env=False, timeout=30
+            base_url=proxy.url,
+            headers={"x-admin-key": ADMIN_KEY},
+            verify=False,
+            trust_env=False,
+            timeout=30,
         )
 
     def send(self, method: str, path: str, **request: Any) -> httpx.Response:

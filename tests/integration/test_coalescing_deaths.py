@@ -15,7 +15,7 @@ import yaml
 from proxy.standin import RunningStandIn, Script
 from tests.integration.contract import chat, metric
 from tests.integration.crowd import Client, Crowd, all_done, crowd_of_clients
-from tests.integration.processes import ServedProxy
+from tests.integration.processes import PATIENT_LEASES, ServedProxy
 from tests.integration.redis_server import RedisServer
 from tests.integration.servers import ProxyFactory, RunningProxy
 from tests.integration.test_coalescing_crowds import one_answer, over, upstream_calls, waiting
@@ -49,7 +49,7 @@ def serve(standin: RunningStandIn, tmp_path: Path) -> Iterator[Serve]:
         }
         file = tmp_path / f"settings-{len(running)}.yaml"
         file.write_text(yaml.safe_dump({**plain, **settings}))
-        running.append(ServedProxy(file))
+        running.append(ServedProxy(file, before=PATIENT_LEASES))
         return running[-1]
 
     yield start

@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from proxy.standin import Script, rate_limited, server_error
+from tests.integration.ageing import Ages
 from tests.integration.conftest import NewAsker
 from tests.integration.contract import EMBEDDINGS_PATH, Site, cache_status, chat, error_of
 from tests.integration.structured_fields import Token, parse_list
@@ -343,18 +344,20 @@ def test_B12_the_key_is_shown_to_all_where_the_settings_say_so(ask: NewAsker) ->
     assert cache_status(refused)["key"] != cache_status(first)["key"]
 
 
-def test_B12_age_grows_and_ttl_shrinks(ask: NewAsker) -> None:
-    running = ask(rules({**MESSAGES_RULE, "ttl_seconds": 2}))
-    running()
+def test_B12_age_grows_and_ttl_shrinks(ageing: Ages) -> None:
+    here = ageing(ttl_seconds=2)
+    here.ask()
+    here.settled()
+    told = []
+    for seconds in (0.0, 0.75, 0.75):
+        here.clock.advance(seconds)
+        answer = here.ask()
+        told.append((answer.headers["age"], cache_status(answer)["ttl"]))
+    assert told == [("0", 2), ("0", 1), ("1", 0)]
 
-    answer = running()
-    while answer.headers["age"] == "0":
-        answer = running()
-
-    assert answer.headers["age"] == "1"
-    assert cache_status(answer)["ttl"] == 0
-    while (answer := running()).headers["x-cache"] == "HIT":
-        pass
+    here.clock.advance(0.5)
+    answer = here.ask()
+    assert answer.headers["x-cache"] == "MISS"
     assert cache_status(answer)["detail"] in {"absent", "expired"}
 
 

@@ -19,6 +19,7 @@ from tests.integration.contract import CHAT_PATH, EMBEDDINGS_PATH, cache_status,
 from tests.integration.processes import ServedProxy, json_lines, magic_proxy
 from tests.integration.servers import merged
 from tests.integration.wire import Wire, unchunked
+from tests.waiting import eventually
 
 CHAT = "/v1/chat/completions"
 
@@ -39,10 +40,12 @@ class Serving:
         }
         return merged(plain, over)
 
-    def __call__(self, over: dict[str, Any] | None = None, **env: str) -> ServedProxy:
+    def __call__(
+        self, over: dict[str, Any] | None = None, *, before: str = "", **env: str
+    ) -> ServedProxy:
         file = self._directory / f"settings-{len(self._running)}.yaml"
         file.write_text(yaml.safe_dump(self.settings(over or {})))
-        self._running.append(ServedProxy(file, env=env))
+        self._running.append(ServedProxy(file, env=env, before=before))
         return self._running[-1]
 
     def stop(self) -> None:
@@ -161,7 +164,7 @@ def test_B44_a_stop_lets_streams_finish_and_writes_what_was_stored(
         wire.read_until(b"\r\n\r\n", b"data: {")
         proxy.terminate()
         # It has heard: nobody new gets in.
-        _wait_until_refused(proxy.url)
+        eventually(lambda: is_refused(proxy))
         assert proxy.process.poll() is None
         standin.app.gate("rest").set()
         wire.read_until(b"0\r\n\r\n")
@@ -176,25 +179,27 @@ def test_B44_a_stop_lets_streams_finish_and_writes_what_was_stored(
     assert (hit.headers["x-cache"], hit.content) == ("HIT", body)
 
 
-def _wait_until_refused(url: str) -> None:
-    host, _, port = url.removeprefix("http://").partition(":")
-    for _ in range(10_000):
-        try:
-            socket.create_connection((host, int(port)), 1).close()
-        except ConnectionError:
-            return
-    raise AssertionError("still accepting connections")
+def is_refused(proxy: ServedProxy) -> bool:
+    """True once nobody new gets in."""
+    host, _, port = proxy.url.removeprefix("http://").partition(":")
+    try:
+        socket.create_connection((host, int(port)), 1).close()
+    except ConnectionError:
+        return True
+    return False
 
 
-def test_B44_a_port_that_is_taken_is_an_error(serve: Serving, standin: RunningStandIn) -> None:
-    proxy = serve()
-    port = proxy.url.rpartition(":")[2]
+def test_B44_a_port_that_is_taken_is_an_error(serve: Serving, tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(yaml.safe_dump(serve.settings({})))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
 
-    second = magic_proxy("serve", "--config", str(proxy.file), "--port", port)
+        ended = magic_proxy("serve", "--config", str(file), "--port", port)
 
-    assert second.returncode == 1
-    assert b"Traceback" not in second.stderr
-    assert b"address already in use" in second.stderr
+    assert ended.returncode == 1
+    assert b"Traceback" not in ended.stderr
+    assert b"address already in use" in ended.stderr
 
 
 SECRETS = {

@@ -1,6 +1,5 @@
 """Over HTTP: what becomes of an upstream request whose clients go away, or whose proxy is stopped."""
 
-import socket
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,7 +13,7 @@ from proxy.standin.record import Recorded
 from tests.integration.conftest import NewAsker
 from tests.integration.contract import CHAT_PATH, Asker, Site, chat, post
 from tests.integration.processes import ServedProxy
-from tests.integration.test_contract_process import Serving
+from tests.integration.test_contract_process import Serving, is_refused
 from tests.integration.wire import Wire, unchunked
 from tests.waiting import eventually
 
@@ -241,16 +240,6 @@ def nobody_waits(proxy: ServedProxy, standin: RunningStandIn) -> Recorded:
     return asked
 
 
-def is_refused(proxy: ServedProxy) -> bool:
-    """True once nobody new gets in."""
-    host, _, port = proxy.url.removeprefix("http://").partition(":")
-    try:
-        socket.create_connection((host, int(port)), 1).close()
-    except ConnectionError:
-        return True
-    return False
-
-
 def test_B44_a_stop_waits_for_an_answer_that_is_finished_for_nobody_and_stores_it(
     serve: Serving, standin: RunningStandIn
 ) -> None:
@@ -273,7 +262,7 @@ def test_B44_a_stop_waits_for_an_answer_that_is_finished_for_nobody_and_stores_i
 def test_B44_a_stop_gives_up_what_nobody_waits_for_after_its_grace(
     serve: Serving, standin: RunningStandIn
 ) -> None:
-    proxy = serve()
+    proxy = serve(before="import proxy.runtime.runtime as it; it._LAST_SECONDS = 1.5; ")
     asked = nobody_waits(proxy, standin)
     began = time.monotonic()
 

@@ -270,6 +270,7 @@ def test_B42_a_batch_whose_client_went_away_is_stored(ask: NewAsker, site: Site)
             json=wanted(["amber", "birch"]),
             headers={"authorization": f"Bearer {client.key}"},
             timeout=0.3,
+            verify=False,
             trust_env=False,
         )
     eventually(
@@ -288,6 +289,7 @@ def test_B30_explain_tells_each_items_state(proxy: ProxyFactory) -> None:
         f"{running.url}/admin/explain?endpoint=embeddings",
         json=wanted(["amber", "coral"]),
         headers={"x-admin-key": "admin-secret", "authorization": "Bearer sk-test"},
+        verify=False,
         trust_env=False,
     ).json()
     assert (told["would_be"], told["reason"]) == ("MISS", "partial:1/2")

@@ -112,7 +112,8 @@ def test_B10_hits_too_are_refused_above_the_server_s_limit(
     try:
         with Line(served) as line:
             assert [line.ask(raw).status for raw in (request(), request(), request())] == [200] * 3
-            with Line(served) as other:
+            # The server closes what it refuses; the silent one stays, and came before.
+            with Line(served), Line(served) as other:
                 assert other.ask(request()).status == 503
                 assert line.ask(request()).status == 503
     finally:

@@ -64,7 +64,7 @@ def ask_all(proxy: RunningProxy, numbers: Iterator[int], count: int, ask: Ask) -
 
     async def work() -> None:
         async with httpx.AsyncClient(
-            base_url=proxy.base_url, timeout=30.0, trust_env=False
+            base_url=proxy.base_url, timeout=30.0, verify=False, trust_env=False
         ) as client:
             await asyncio.gather(*(worker(client) for _ in range(AT_ONCE)))
 
@@ -97,9 +97,9 @@ async def see_it_break(client: httpx.AsyncClient, number: int) -> None:
 @pytest.mark.parametrize(
     ("count", "ask", "script"),
     [
-        pytest.param(500, read_to_the_end, Script(), id="read to the end"),
-        pytest.param(100, leave_early, Script(tokens=2_000), id="left by the client"),
-        pytest.param(100, see_it_break, Script(close_after=3), id="broken off upstream"),
+        pytest.param(200, read_to_the_end, Script(), id="read to the end"),
+        pytest.param(60, leave_early, Script(tokens=2_000), id="left by the client"),
+        pytest.param(60, see_it_break, Script(close_after=3), id="broken off upstream"),
     ],
 )
 def test_B56_streams_leave_no_task_no_descriptor_and_no_connection(
@@ -115,5 +115,5 @@ def test_B56_streams_leave_no_task_no_descriptor_and_no_connection(
 
     assert standin.app.count("/chat/completions") == count
     eventually(lambda: held(running, standin) == before)
-    # The stand-in may hear of the last close a moment later; idle connections expire much later.
-    eventually(lambda: len(standin.app.connections) <= AT_ONCE, timeout=2.0)
+    # The stand-in may hear of the last close a moment later; idle connections expire after 5 s.
+    eventually(lambda: len(standin.app.connections) <= AT_ONCE, timeout=4.0)

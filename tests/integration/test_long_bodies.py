@@ -121,7 +121,7 @@ def test_B43_B60_fifty_megabytes_pass_each_way_in_bounded_memory_however_slow_th
     )
 
     with ServedProxy(file) as proxy, connected(proxy.url) as client:
-        httpx.get(f"{proxy.base_url}/models", trust_env=False)
+        httpx.get(f"{proxy.base_url}/models", verify=False, trust_env=False)
         before = proxy.resident_bytes()
         slow = Slow()
         upstream.serve = slow.serve

@@ -159,7 +159,7 @@ def test_B54_all_variants_go_with_their_key(site: Site) -> None:
 
 def test_B54_a_hit_that_was_repeated_byte_for_byte_is_purged_too(operator: Operator) -> None:
     body, headers = chat("hot"), {"authorization": "Bearer sk-test"}
-    with httpx.Client(trust_env=False, headers=headers) as client:
+    with httpx.Client(verify=False, trust_env=False, headers=headers) as client:
         url = f"{operator.proxy.base_url}/chat/completions"
         told = [client.post(url, json=body).headers["x-cache"] for _ in range(5)]
         operator.purge(model="gpt-4o-mini")
@@ -303,7 +303,7 @@ def test_B54_B73_ten_megabytes_of_tags_end_in_an_error_and_nothing_else(
     operator: Operator,
 ) -> None:
     tags = ",".join(f"tag-{number}" for number in range(1_000_000))
-    with httpx.Client(trust_env=False) as client:
+    with httpx.Client(verify=False, trust_env=False) as client:
         try:
             status = client.post(
                 f"{operator.proxy.base_url}/chat/completions",
@@ -357,6 +357,7 @@ def test_B73_without_an_admin_key_nothing_is_purged_or_told(
         f"{operator.proxy.url}{path}",
         headers={**headers, "authorization": "Bearer sk-test"},
         content=b'{"all":true,"model":"gpt-4o-mini"}',
+        verify=False,
         trust_env=False,
     )
     assert response.status_code == 401

@@ -83,8 +83,8 @@ def test_B54_a_write_through_one_replica_counts_at_the_other(
 
     def ask(replica: RunningProxy, method: str = "GET") -> tuple[str, int]:
         answer = httpx.request(
-            method, replica.url + ONE, headers={"authorization": "Bearer k"}, verify=False,
-            trust_env=False,
+            method, replica.url + ONE, headers={"authorization": "Bearer k"},
+            verify=False, trust_env=False,
         )  # fmt: skip
         return answer.headers.get("x-cache", ""), answer.json()["version"]
 

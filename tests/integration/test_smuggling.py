@@ -311,7 +311,7 @@ def test_B73_a_body_that_ends_early_asks_nothing_of_a_cached_endpoint(plain: Way
             b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
             b'Content-Length: 100\r\n\r\n{"model":"m","messages":[]}'
         )
-    answer = httpx.get(f"{plain.proxy.base_url}/files", trust_env=False)
+    answer = httpx.get(f"{plain.proxy.base_url}/files", verify=False, trust_env=False)
 
     assert answer.status_code == 200
     assert [seen.target for seen in plain.upstream.seen] == [b"/v1/files"]

@@ -217,7 +217,7 @@ fragments = st.lists(
         fragments.map(lambda text: f'{{"a":{text}}}'.encode()),
     )
 )
-@settings(max_examples=400)
+@settings(max_examples=200)
 def test_B73_a_body_is_taken_where_the_standard_library_takes_an_object(raw: bytes) -> None:
     def refuse(token: str) -> None:
         raise ValueError(token)
@@ -273,7 +273,7 @@ rules = st.fixed_dictionaries(
 
 
 @given(rules, small_bodies, st.sampled_from(["chat", "embeddings"]))
-@settings(max_examples=600)
+@settings(max_examples=300)
 def test_B1_ours_and_the_independent_derivation_agree_on_any_rule(
     rule: dict[str, Any], body: Any, endpoint: str
 ) -> None:

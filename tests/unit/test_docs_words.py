@@ -4,6 +4,7 @@ import ast
 import json
 import re
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def text(name: str) -> str:
 # ---- metrics ----
 
 
+@cache
 def metrics_in_code() -> set[str]:
     """The names that the code gives to metrics; counters get `_total` at exposition."""
     return {

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 
@@ -301,6 +302,12 @@ async def test_B50_a_redis_that_is_down_at_the_start_is_found_later(
         assert lines() == [DOWN, BACK]
 
 
+def refusals(server: RedisServer) -> int:
+    """How many commands had no room."""
+    found = re.search(rb"errorstat_OOM:count=([0-9]+)", server.command("INFO", "errorstats"))
+    return int(found[1]) if found else 0
+
+
 async def test_B50_a_redis_that_takes_no_writes_is_one_line_until_it_does(
     frail: Replicas, lines: Callable[[], list[str]]
 ) -> None:
@@ -309,7 +316,8 @@ async def test_B50_a_redis_that_takes_no_writes_is_one_line_until_it_does(
     for _ in range(3):
         with pytest.raises(StoreUnavailable):
             await one.acquire(["k"])
-    await asyncio.sleep(0.3)  # some probes go by
+    refused = refusals(frail.server)
+    await until(lambda: refusals(frail.server) >= refused + 3)  # some probes go by
     assert lines() == [DOWN]
     frail.server.command("CONFIG", "SET", "maxmemory", "0")
     await until(lambda: one.available)
@@ -347,7 +355,7 @@ async def test_closing_leaves_no_connection_and_no_task(replicas: Replicas) -> N
     one, other = await replicas.start(), await replicas.start()
     lease = await lead(one)
     following = asyncio.ensure_future(story(await follow(other), live=True))
-    await asyncio.sleep(0.02)
+    await until(lambda: b" cmd=xread " in replicas.server.command("CLIENT", "LIST"))
     await other.close()
     with pytest.raises(StoreUnavailable):
         await following

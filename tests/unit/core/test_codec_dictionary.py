@@ -156,7 +156,7 @@ def test_B51_every_cut_and_every_changed_byte_is_refused_and_asks_for_nothing() 
                 assert not isinstance(refused.value, DictionaryMissing), "damage is found first"
 
 
-@settings(max_examples=500)
+@settings(max_examples=300)
 @given(
     st.integers(0, 255),
     st.sampled_from(["frame", "plain", "foreign", "noise"]),

@@ -177,7 +177,7 @@ def rss():
     with open("/proc/self/statm") as statm:
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
-BOUND, low, high = 64 * 1024 * 1024, int(sys.argv[1]), int(sys.argv[2])
+BOUND, low, high = 32 * 1024 * 1024, int(sys.argv[1]), int(sys.argv[2])
 
 async def main():
     clock, chance = SystemClock(), random.Random(1)
@@ -203,4 +203,4 @@ def test_B56_resident_memory_stays_within_1_3_of_the_bound(low: int, high: int) 
     run = subprocess.run(
         [sys.executable, "-c", RSS, str(low), str(high)], capture_output=True, check=True
     )
-    assert int(run.stdout) <= 1.3 * 64 * 1024 * 1024
+    assert int(run.stdout) <= 1.3 * 32 * 1024 * 1024
