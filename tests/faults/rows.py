@@ -87,6 +87,7 @@ NO_ANSWER: Final = (
     Fault("head-too-long", NOT_HTTP, _always(answer(200, b"{}", b"X-Long: " + b"x" * 200_000))),
     # More than it says, or a chunk that is none, at once with the head.
     Fault("length-too-short", NOT_HTTP, _too_short),
+    Fault("status-204-and-more", NOT_HTTP, _always(Wire((head(204, b"") + b"No content.",)))),
     Fault("chunk-size-is-none", NOT_HTTP, _size_lost),
 )
 

@@ -271,7 +271,7 @@ EXCEPTIONS: Final = (
     ),
     Otherwise(
         "this client takes the bytes that were announced; the connection is not used again",
-        frozenset({"length-too-short"}),
+        frozenset({"length-too-short", "status-204-and-more"}),
         frozenset({Kind.JSON, Kind.STREAM}),
         frozenset({Setup.ONE}),
         {"client": "as told", "x_cache": "MISS", "circuit": "0 of 1"},
