@@ -11,13 +11,14 @@ _FIRST_ERROR = 400
 # Why a stale entry was served, beside what went wrong.
 _REVALIDATING = "revalidating"
 _ON_ERROR = "stale-if-error"
-_TOO_MANY_REQUESTS = 429
+# The account's credit is used up, the upstream gave up waiting, or it is asked too much.
+_FAILING = frozenset({402, 408, 429})
 _FIRST_FAULT = 500
 
 
 def is_failing(status: int) -> bool:
     """Whether an upstream that answers so fails: a stale entry may then serve in its place."""
-    return status == _TOO_MANY_REQUESTS or status >= _FIRST_FAULT
+    return status in _FAILING or status >= _FIRST_FAULT
 
 
 def is_error(status: int) -> bool:

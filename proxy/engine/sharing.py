@@ -50,8 +50,8 @@ class Sharing:
     ) -> Answer:
         """The upstream's answer, shared where others ask the same.
 
-        With `replaceable`, an answer that says that the upstream fails (5xx, 429) is raised as
-        `UpstreamFailing`: there is something better. Raises `UpstreamError`.
+        With `replaceable`, an answer that says that the upstream fails (`is_failing`) is raised
+        as `UpstreamFailing`: there is something better. Raises `UpstreamError`.
         """
         account = Account(outcome, self._observer, self._clock, plan.started)
         part = _Part(plan, account, self._clock, with_key=with_key, replaceable=replaceable)

@@ -131,25 +131,38 @@ class AiohttpTransport:
                 response_class=_Answer,
                 middlewares=(_past_stale_connections,),
             )
+            # aiohttp would send a GET again by itself, also where an answer had begun.
+            self._session._retry_connection = False  # noqa: SLF001  # its own tests use it so
         return self._session
 
 
 class _Carrier(ResponseHandler):
-    """A connection that knows whether it was used before and whether this answer has begun."""
+    """A connection that knows whether it was used before and whether this answer has begun.
+
+    While it `rests` in the pool, nothing may come: what does is no answer to the next request.
+    """
 
     uses = 0
     answered = False
+    rests = False
     body: aiohttp.StreamReader | None = None
     trailers: Trailers | None = None
 
+    def is_connected(self) -> bool:
+        """Whether it can be used; aiohttp would take one with an unread answer for free."""
+        return super().is_connected() and not (self.rests and self.should_close)
+
     def set_response_params(self, **params: Any) -> None:
         self.uses += 1
-        self.answered = False
+        self.answered = self.rests = False
         self.body = self.trailers = None
         super().set_response_params(**params)
 
     def data_received(self, data: bytes) -> None:
         self.answered = True
+        if self.rests and data:
+            self.force_close()
+            return
         super().data_received(data)
         if self.trailers is not None:
             self.trailers.feed(data)
@@ -179,6 +192,11 @@ class _Connector(aiohttp.TCPConnector):
 
     def _carrier(self) -> ResponseHandler:
         return _Carrier(self._loop)
+
+    def _release(self, key: Any, protocol: ResponseHandler, *, should_close: bool = False) -> None:
+        if isinstance(protocol, _Carrier):
+            protocol.rests = True
+        super()._release(key, protocol, should_close=should_close)
 
 
 class _Request(aiohttp.ClientRequest):

@@ -60,8 +60,8 @@ CLIENT_CODES = frozenset(
     }
 )
 
-# 408: the upstream gave up reading; 529: overloaded, as some providers spell 503.
-FAULT_STATUSES = frozenset({408, 500, 502, 503, 504, 529})
+# 408: the upstream gave up reading. 501 and 505 answer what was asked: they say that it can't be.
+FAULT_STATUSES = frozenset({408, *range(500, 600)} - {501, 505})
 
 # Statuses whose meaning depends on the code in the body.
 BODY_STATUSES = frozenset({401, 402, 403, 429})

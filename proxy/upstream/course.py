@@ -47,7 +47,7 @@ class Course:
 
     Retried on the next key, then the next profile: an answer that refuses the key (429, 402,
     401, some 403), for any request whose body can be sent again, since the upstream did no work;
-    a 5xx, 408, 529, or failed connection, for requests that may be worked on twice
+    a 5xx, 408, or failed connection, for requests that may be worked on twice
     (`is_repeatable`). Each key is used once; but while some of the pool rest or are retired, one
     that was not refused takes their turns where the upstream failed. Retries after a failure come
     out of the upstream's budget. An upstream that accepts and then does not answer in time is not

@@ -218,12 +218,17 @@ class _Response:
         """Back to the pool if the body was read whole, else closed at once."""
         if self._expiry is not None:
             self._expiry.cancel()
-        stream = self._response.stream
-        assert isinstance(stream, httpx.AsyncByteStream)
         # A close that is cancelled halfway counts as done, and its connection is lost.
-        closing = self._tasks.start(stream.aclose(), name="httpx-close", awaited=True)
+        closing = self._tasks.start(self._close(), name="httpx-close", awaited=True)
         closing.add_done_callback(lambda _: self._leave())
         await asyncio.shield(closing)
+
+    async def _close(self) -> None:
+        stream = self._response.stream
+        assert isinstance(stream, httpx.AsyncByteStream)
+        if _has_more(stream):
+            await self._response.extensions["network_stream"].aclose()
+        await stream.aclose()
 
 
 class _Upgraded:
@@ -273,6 +278,12 @@ async def _upgraded(
         await response.aclose()
         raise UpstreamProtocolError(f"The upstream {name!r} switched protocols unasked.")
     return _Upgraded(response, name, leave)
+
+
+def _has_more(stream: Any) -> bool:
+    """Whether bytes came after the answer: httpcore would take them for the next one's."""
+    connection = stream._httpcore_stream._stream._connection  # noqa: SLF001  # nobody tells it
+    return bool(connection._h11_state.trailing_data[0])  # noqa: SLF001
 
 
 def _unanswered(error: httpx.TransportError) -> bool:

@@ -1,6 +1,7 @@
 """Connections: made, trusted, used again, closed with their answer, and no more than allowed."""
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -281,3 +282,56 @@ async def test_B68_a_cancelled_wait_in_line_leaves_the_place(opened: Opener) -> 
         await asyncio.gather(task, return_exceptions=True)
         await whole(first)
         assert await whole(await transport.send(post(server.root))) == b"{}"
+
+
+_MORE = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 2\r\n\r\n[]"
+
+
+@pytest.mark.parametrize("more", [b"xy", _MORE[:20], _MORE], ids=["rubbish", "half", "answer"])
+@pytest.mark.parametrize("when", ["with-the-head", "with-the-end", "at-rest"])
+async def test_B60_what_nobody_asked_for_is_no_answer_to_the_next_request(
+    when: str, more: bytes, opened: Opener
+) -> None:
+    begun, told = asyncio.Event(), asyncio.Event()
+    head, body = OK[:-1], OK[-1:]
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        if len(server.peers) == 1 and when == "with-the-head":
+            await peer.say(OK + more)
+        elif len(server.peers) == 1:
+            await peer.say(head)
+            await begun.wait()
+            await peer.say(body + more) if when == "with-the-end" else await peer.say(body)
+            if when == "at-rest":
+                await told.wait()
+                await peer.say(more)
+                more_said.set()
+        else:
+            await peer.say(OK)
+        await answering(OK)(peer)
+
+    more_said = asyncio.Event()
+    async with Server(script) as server, opened(server.root) as transport:
+        with contextlib.suppress(UpstreamProtocolError):
+            first = await transport.send(post(server.root))
+            begun.set()
+            assert await whole(first) == b"{}"
+        told.set()
+        if when == "at-rest":
+            await more_said.wait()
+            for _ in range(3):  # turns of the loop, in which it is read
+                await asyncio.sleep(0)
+        async with asyncio.timeout(SOON):
+            second = await transport.send(post(server.root))
+            assert (second.status, await whole(second)) == (200, b"{}")
+
+
+@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 20"])
+async def test_B68_a_read_that_fails_on_a_fresh_connection_is_not_repeated(
+    said: bytes, opened: Opener
+) -> None:
+    async with Server(once(said)) as server, opened(server.root) as transport:
+        with pytest.raises((UpstreamUnreachable, UpstreamProtocolError)):
+            await transport.send(UpstreamRequest("GET", server.root + "/files", ()))
+        assert len(server.peers) == 1

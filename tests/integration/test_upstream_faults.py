@@ -7,7 +7,6 @@ from typing import Any
 
 import httpx
 import openai
-import orjson
 import pytest
 
 from proxy.standin import Script, server_error
@@ -212,14 +211,6 @@ def test_a_batch_tells_who_answered_too(ask: NewAsker, site: Site) -> None:
     running = ask()
     body = {"model": "text-embedding-3-small", "input": ["one", "two"]}
     assert running(body, path="/embeddings").headers["x-upstream"] == "openai"
-
-
-def test_B65_a_refusal_without_a_chain_for_it_reaches_the_client(ask: NewAsker, site: Site) -> None:
-    running = ask()
-    site.standin.app.script(refusal("context_length_exceeded"))
-    answer = running()
-    assert answer.status_code == 400
-    assert orjson.loads(answer.content)["error"]["code"] == "context_length_exceeded"
 
 
 def test_B63_a_retry_budget_that_is_spent_passes_the_answer_on(ask: NewAsker, site: Site) -> None:

@@ -71,7 +71,10 @@ def error(code: str | None, kind: str = "x") -> bytes:
         (500, {b"x-should-retry": b"true"}, b"", UpstreamFault("status 500")),
         (504, {}, b"", UpstreamFault("status 504")),
         (529, {}, b"", UpstreamFault("status 529")),
+        (520, {}, b"", UpstreamFault("status 520")),
+        (599, {}, b"", UpstreamFault("status 599")),
         (501, {}, b"", Neutral()),
+        (505, {}, b"", Neutral()),
     ],
 )
 def test_B62_the_verdict_on_an_answer(
