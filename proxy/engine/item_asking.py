@@ -135,6 +135,7 @@ def _outgoing(plan: Plan, body: bytes) -> Outgoing:
         ),
         body=body,
         party=plan.call.identity.party,
+        awaited=_LONGEST_ANSWER_BYTES,
     )
 
 

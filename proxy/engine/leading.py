@@ -290,6 +290,7 @@ def _outgoing(plan: Plan, store_key: str | None) -> Outgoing:
         body=plan.call.body if plan.call.method == "POST" else None,
         request_usage=store_key is not None and plan.wanted.stream,
         party=plan.call.identity.party,
+        awaited=plan.held_bytes,
     )
 
 

@@ -20,6 +20,8 @@ from proxy.upstream.base import Chain, Forwarder
 
 # Clients choose query and headers: the memo is bounded in number and in length of texts.
 _MEMO_LENGTH: Final = 256
+# What is held of an answer that can't become an entry, to read its usage.
+UNRECORDED_BYTES: Final = 1024 * 1024
 
 
 @value(frozen=True, slots=True)
@@ -54,6 +56,12 @@ class Plan:
     def tenant(self) -> str:
         """The client's tenant, "" for none."""
         return self.call.identity.tenant or ""
+
+    @property
+    def held_bytes(self) -> int:
+        """How much of an answer that is no stream is read before anything is said of it."""
+        rule = self.derivation.rule
+        return UNRECORDED_BYTES if rule is None else rule.max_entry_bytes
 
     @property
     def renews_ids(self) -> bool:

@@ -7,13 +7,9 @@ from proxy.core.entry import Entry, Usage
 from proxy.core.recording import NotStored, Recording
 from proxy.core.rules import DEFAULT_FINISH_REASONS
 from proxy.engine.entries import Entries
-from proxy.engine.plan import Plan
+from proxy.engine.plan import UNRECORDED_BYTES, Plan
 from proxy.engine.storing import entry_of, refusal
 from proxy.upstream.base import Exchange
-
-# What is held of an answer that can't become an entry, to read its usage.
-_UNRECORDED_BYTES = 1024 * 1024
-
 
 class Settlement:
     """Turns the verdict on a recording into an entry.
@@ -65,7 +61,7 @@ class Settlement:
     def max_bytes(self) -> int:
         """How many bytes of the body may be held."""
         rule = self.plan.derivation.rule
-        return rule.max_entry_bytes if rule is not None and self.records else _UNRECORDED_BYTES
+        return rule.max_entry_bytes if rule is not None and self.records else UNRECORDED_BYTES
 
     @property
     def finish_reasons(self) -> frozenset[str]:

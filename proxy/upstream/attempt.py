@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from proxy.clock import Clock
+from proxy.core.wire import media_type
 from proxy.errors import NoConnectionFree, UpstreamError, UpstreamTimeout
 from proxy.upstream.base import (
     AttemptObserver,
@@ -174,13 +175,15 @@ class Attempts:
         status, headers = response.status, response.headers
         wall = self._clock.wall()
         verdict = classify(status, headers, b"", wall)
+        if isinstance(verdict, KeyWorks):
+            response = await self._awaited(response)
+            passage.answered()
+            return Answered(response, verdict, is_final=True)
         if isinstance(verdict, UpstreamFault):
             self.may_be_done = True
             passage.failed(verdict.reason)
         else:
             passage.answered()
-        if isinstance(verdict, KeyWorks):
-            return Answered(response, verdict, is_final=True)
         ahead = ahead_of()
         tells_key = upstream.pool is not None and status in BODY_STATUSES
         may_follow = tells_key or self._may_follow(verdict, ahead)
@@ -194,6 +197,15 @@ class Attempts:
         verdict = classify(status, headers, read.head, wall)
         is_bad = may_follow and isinstance(verdict, KeyLimited | KeyRejected | UpstreamFault)
         return Answered(read, verdict, is_final=not is_bad)
+
+    async def _awaited(self, response: UpstreamResponse) -> UpstreamResponse:
+        """The answer, and what its reader awaits of it. Raises `UpstreamError` if it breaks off."""
+        if not self._outgoing.awaited or media_type(response.headers) == "text/event-stream":
+            return response
+        read = await read_ahead(response, self._outgoing.awaited)
+        if read.failure is not None:
+            raise read.failure
+        return read
 
     def _may_follow(self, verdict: Verdict, ahead: Ahead) -> bool:
         """True where the answer is bad, and another key or profile can be asked instead."""

@@ -125,7 +125,8 @@ class Outgoing:
     `request_usage` allows asking a stream for its usage chunk where the upstream is set so.
     `party` is who gets a fair share where requests have to wait for each other.
     `upgrade` is True for the opening handshake of a WebSocket. `written` are the same headers with
-    their names as the client spelled them, where that is known.
+    their names as the client spelled them, where that is known. Of an answer that is no stream,
+    so many bytes are `awaited` before anybody is sent any: one that breaks off before is none.
     """
 
     method: str
@@ -137,6 +138,7 @@ class Outgoing:
     party: str = ""
     upgrade: bool = False
     written: Headers | None = None
+    awaited: int = 0
 
 
 def not_counted(tokens: int) -> None:

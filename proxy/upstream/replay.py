@@ -20,7 +20,7 @@ class Replayed:
     ) -> None:
         self._response = response
         self._rest = rest
-        self._failure = failure
+        self.failure = failure
         self.status = response.status
         self.headers = response.headers
         self.trailers = response.trailers
@@ -30,8 +30,8 @@ class Replayed:
         """What was taken, then what is left. Raises `UpstreamError` if it ends before its end."""
         if self.head:
             yield self.head
-        if self._failure is not None:
-            raise self._failure
+        if self.failure is not None:
+            raise self.failure
         if self._rest is not None:
             async for chunk in self._rest:
                 yield chunk
@@ -40,7 +40,9 @@ class Replayed:
         await self._response.aclose()
 
 
-async def read_ahead(response: UpstreamResponse, limit: int, seconds: float) -> Replayed:
+async def read_ahead(
+    response: UpstreamResponse, limit: int, seconds: float | None = None
+) -> Replayed:
     """Take at least `limit` bytes of the body, or all of it, in at most `seconds`.
 
     An answer that was read whole, or that failed, no longer holds its connection.
