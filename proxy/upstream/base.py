@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 
 from proxy.core.trailers import Trailers
 from proxy.core.wire import Headers, JsonValue
+from proxy.errors import CircuitOpen
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +201,15 @@ class Forwarder(Protocol):
 
         An upstream's own error answer is returned, not raised, where there is nothing left to
         try. Raises `UpstreamError`.
+        """
+        ...
+
+    def spared(self, chain: Chain) -> CircuitOpen | None:
+        """Why a call that has something else to answer with is not to wait for this chain.
+
+        None where it would be sent as usual. Its `seconds` are 0 where the call would be a
+        circuit's probe, which may take as long as the upstream's time-outs: it is to be made with
+        nobody waiting.
         """
         ...
 
