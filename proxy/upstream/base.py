@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from proxy.core.trailers import Trailers
+from proxy.core.values import value
 from proxy.core.wire import Headers, JsonValue
 from proxy.errors import CircuitOpen
 
@@ -19,7 +20,7 @@ class Timeouts:
     total_seconds: float | None = 1800.0
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class UpstreamRequest:
     """One attempt on the wire: `url` is absolute, percent-encoded, and sent as it stands.
 
@@ -117,7 +118,7 @@ class Chain:
         return (*self.profiles, *self.context_window, *self.content_policy)
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Outgoing:
     """What is to be sent, before an upstream and a key are chosen.
 
@@ -146,7 +147,7 @@ def not_counted(tokens: int) -> None:
     """Nobody keeps account of the tokens that an answer cost."""
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Exchange:
     """An upstream's answer, and how it was come by.
 
