@@ -207,7 +207,7 @@ def goals(came: Mapping[str, Sequence[Turn]]) -> list[list[str]]:
         row(
             f"known and stale, upstream {name}",
             wanted,
-            f"{min(each.share for each in turns):.0%}, slowest"
+            f"{min(each.share for each in turns):.2%}, slowest"
             f" {middle([1000 * each.came[-1] for each in turns], 1)}",
             NAME,
             reached=_is_reached(turns),
