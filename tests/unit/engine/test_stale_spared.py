@@ -9,8 +9,8 @@ from proxy.coalesce.base import FlightEnd
 from proxy.core.rules import OnDisconnect
 from proxy.errors import CircuitOpen, UpstreamTimeout
 from tests.unit.engine.batch_kit import Worker
-from tests.unit.engine.freshness import BOTH, SIE, Ageing, ageing, cache_status, going, saying
-from tests.unit.engine.kit import COMPLETION, told
+from tests.unit.engine.freshness import BOTH, SIE, Ageing, ageing, cache_status, saying
+from tests.unit.engine.kit import COMPLETION, going, told
 from tests.unit.engine.test_batching_stale import ITEMS, aged, expected, vectors
 from tests.unit.engine.test_batching_stale import SIE as SIE_ITEMS
 from tests.unit.engine.upstreams import DONE, turns
