@@ -17,6 +17,7 @@ from bench.question import CHAT
 
 _BOUNDARY = "a-boundary-between-parts"
 _UPLOAD_BYTES = 100_000
+_WARM_SECONDS = 0.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +88,18 @@ class Turn:
 async def turn(server: Running, kind: Kind, seconds: float) -> Turn:
     """Ask for so long. Raises AssertionError if any answer was no 200."""
     crowd = await callers([server], CONNECTIONS)
-    raw = kind.to(server)
-    await asyncio.gather(*(_busy(caller, raw, time.monotonic() + 0.3) for caller in crowd))
     gc.collect()
     gc.disable()
     try:
+        began = time.monotonic() + _WARM_SECONDS
+        busy = [
+            _busy(caller, kind.to(server), began, began + seconds, place / CONNECTIONS)
+            for place, caller in enumerate(crowd)
+        ]
+        asked = asyncio.gather(*busy)
+        await asyncio.sleep(began - time.monotonic())
         spent, began = cpu_seconds(server.pid), time.monotonic()
-        lines = await asyncio.gather(*(_busy(caller, raw, began + seconds) for caller in crowd))
+        lines = await asked
         took, spent = time.monotonic() - began, cpu_seconds(server.pid) - spent
     finally:
         gc.enable()
@@ -102,11 +108,19 @@ async def turn(server: Running, kind: Kind, seconds: float) -> Turn:
     return Turn(beyond, len(beyond) / took, spent / len(beyond) * 1e6)
 
 
-async def _busy(caller: Caller, raw: bytes, until: float) -> list[float]:
+async def _busy(
+    caller: Caller, raw: bytes, began: float, until: float, place: float
+) -> list[float]:
+    """Ask all the time; what counts are requests since `began`.
+
+    The first one comes at its `place` in the time before that: 32 at once would be a line.
+    """
     beyond: list[float] = []
+    await asyncio.sleep(place * _WARM_SECONDS)
     while time.monotonic() < until:
         heard = await caller.ask(raw)
         assert heard.status == 200, bytes(heard.body[:300])
-        assert heard.took_seconds or not beyond, "nobody said how long the upstream took"
-        beyond.append(heard.seconds - heard.took_seconds)
+        if heard.sent >= began:
+            assert heard.took_seconds, "nobody said how long the upstream took"
+            beyond.append(heard.seconds - heard.took_seconds)
     return beyond
