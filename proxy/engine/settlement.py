@@ -11,6 +11,7 @@ from proxy.engine.plan import UNRECORDED_BYTES, Plan
 from proxy.engine.storing import entry_of, refusal
 from proxy.upstream.base import Exchange
 
+
 class Settlement:
     """Turns the verdict on a recording into an entry.
 
