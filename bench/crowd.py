@@ -22,7 +22,8 @@ PATIENCE_SECONDS = 60.0
 class Heard:
     """One answer as it came; times are monotonic seconds.
 
-    `reads` tells after each read how many bytes of the body had come.
+    `took_seconds` is what the upstream says that it took itself (see `bench/paced.py`), `reads`
+    tells after each read how many bytes of the body had come.
     """
 
     sent: float = 0.0
@@ -30,6 +31,7 @@ class Heard:
     status: int = 0
     x_cache: str = ""
     cache_status: str = ""
+    took_seconds: float = 0.0
     body: bytearray = field(default_factory=bytearray)
     reads: list[tuple[float, int]] = field(default_factory=list)
 
@@ -73,6 +75,8 @@ class Caller(asyncio.Protocol):
                 self._heard.x_cache = value.decode()
             case b"cache-status":
                 self._heard.cache_status = value.decode()
+            case b"x-took-us":
+                self._heard.took_seconds = int(value) / 1e6
 
     def on_body(self, part: bytes) -> None:
         heard = self._heard

@@ -1,4 +1,4 @@
-"""nginx as the limit: `proxy_cache` keyed on the body, and a fixed answer.
+"""nginx as the limit: `proxy_cache` keyed on the body, `proxy_pass`, and a fixed answer.
 
 A process of our own with our own configuration, in a directory of its own; the system's service is
 neither needed nor touched. It is set up to be as fast as it can be on one core: one worker,
@@ -58,6 +58,21 @@ _CACHE = """
     }}
   }}
 """
+# As a proxy that keeps nothing: bodies go on as they come, in both directions.
+_PASS = """
+  upstream behind {{ server {behind}; keepalive 64; }}
+  server {{
+    listen {at} backlog=4096;
+    client_max_body_size 8m;
+    location / {{
+      proxy_pass http://behind;
+      proxy_http_version 1.1;
+      proxy_set_header Connection "";
+      proxy_request_buffering off;
+      proxy_buffering off;
+    }}
+  }}
+"""
 _STATIC = """
   server {{
     listen {at} backlog=4096;
@@ -70,6 +85,11 @@ _STATIC = """
 def cache_configuration(at: str, behind: str) -> str:
     """Listens at one address and caches what another one answers, by URI, body and credential."""
     return _whole(_CACHE.format(at=at, behind=behind, status=STATUS_HEADER))
+
+
+def pass_configuration(at: str, behind: str) -> str:
+    """Listens at one address and passes all on to another one."""
+    return _whole(_PASS.format(at=at, behind=behind))
 
 
 def static_configuration(at: str, answer: bytes) -> str:
@@ -86,6 +106,14 @@ def nginx_cache(behind: Running) -> Iterator[Running]:
     """`proxy_cache` in front of an upstream."""
     port = free_port()
     with _serving(port, cache_configuration(f"{HOST}:{port}", f"{HOST}:{behind.port}")) as running:
+        yield running
+
+
+@contextmanager
+def nginx_pass(behind: Running) -> Iterator[Running]:
+    """`proxy_pass` in front of an upstream, without a cache."""
+    port = free_port()
+    with _serving(port, pass_configuration(f"{HOST}:{port}", f"{HOST}:{behind.port}")) as running:
         yield running
 
 

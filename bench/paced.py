@@ -1,10 +1,13 @@
 """An upstream with a pace, that counts its calls: for what is measured in milliseconds.
 
-    python -m bench.paced --port 9000 [--wait-seconds 0.2] [--events 200] [--event-seconds 0.02]
-        [--numbers 4]
+    python -m bench.paced --port 9000 [--wait-seconds 0.2] [--spread 0] [--events 200]
+        [--event-seconds 0.02] [--numbers 4]
 
 A chat answer, 1.6 KB, comes after the wait; a stream's events come after it, one in each interval.
-Vectors of embeddings, of `--numbers`, come at once. `GET /calls` tells when (monotonic seconds)
+Vectors of embeddings, of `--numbers`, come at once. Any other path under `/v1` gets 2 KB after the
+wait. With a spread of 0.2 a wait is anything from 0.8 to 1.2 times as long. What an answer itself
+took from the last byte of its request, in microseconds, stands in its `x-took-us`: timers are
+coarser than what is measured. `GET /calls` tells when (monotonic seconds)
 there were requests with which body, by the SHA-256 of the body; `GET /counts` how many requests and
 events there were.
 """
@@ -12,6 +15,7 @@ events there were.
 import argparse
 import asyncio
 import hashlib
+import random
 import time
 from collections import defaultdict
 from collections.abc import Mapping
@@ -23,7 +27,9 @@ import uvloop
 from aiohttp import web
 
 HOST = "127.0.0.1"
+TOOK = "x-took-us"
 CONTENT = "The quick brown fox jumps over the lazy dog; then it rests. " * 21
+_OTHER = {"object": "response", "text": "The quick brown fox jumps over the lazy dog. " * 44}
 _TOKEN = "four words of it "
 
 
@@ -35,6 +41,7 @@ class Paced:
     events: int
     event: float
     numbers: int
+    spread: float = 0.0
     calls: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     requests: int = 0
     events_sent: int = 0
@@ -44,6 +51,7 @@ class Paced:
         app = web.Application(client_max_size=64 * 1024 * 1024)
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_post("/v1/embeddings", self._embeddings)
+        app.router.add_route("*", "/v1/{rest:.*}", self._other)
         app.router.add_get("/calls", self._calls)
         app.router.add_get("/counts", self._counts)
         return app
@@ -57,11 +65,12 @@ class Paced:
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await self._body(request)
         loop = asyncio.get_running_loop()
-        begins = loop.time() + self.wait
-        await asyncio.sleep(self.wait)
+        began, wait = time.monotonic(), self._wait()
+        begins = loop.time() + wait
+        await asyncio.sleep(wait)
         if not body.get("stream"):
             message = {"role": "assistant", "content": CONTENT}
-            return _json(_answer(body) | _choice({"message": message}, "stop"))
+            return _json(_answer(body) | _choice({"message": message}, "stop"), began)
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
         for at in range(self.events):
@@ -76,12 +85,26 @@ class Paced:
 
     async def _embeddings(self, request: web.Request) -> web.StreamResponse:
         body = await self._body(request)
+        began = time.monotonic()
         given = body["input"]
         count = len(given) if isinstance(given, list) else 1
         vector = [(at + 0.5) / self.numbers for at in range(self.numbers)]
         rows = [{"object": "embedding", "index": at, "embedding": vector} for at in range(count)]
         usage = {"prompt_tokens": count, "total_tokens": count}
-        return _json({"object": "list", "data": rows, "model": body["model"], "usage": usage})
+        return _json(
+            {"object": "list", "data": rows, "model": body["model"], "usage": usage}, began
+        )
+
+    async def _other(self, request: web.Request) -> web.StreamResponse:
+        async for _ in request.content.iter_any():
+            pass
+        began = time.monotonic()
+        self.requests += 1
+        await asyncio.sleep(self._wait())
+        return _json(_OTHER, began)
+
+    def _wait(self) -> float:
+        return self.wait * random.uniform(1.0 - self.spread, 1.0 + self.spread)
 
     async def _body(self, request: web.Request) -> Any:
         content = await request.read()
@@ -110,19 +133,24 @@ def _event(body: Mapping[str, Any], delta: Mapping[str, Any], finish: str | None
     return b"data: " + orjson.dumps(chunk | _choice({"delta": delta}, finish)) + b"\n\n"
 
 
-def _json(answer: Mapping[str, Any]) -> web.Response:
-    return web.Response(body=orjson.dumps(answer), content_type="application/json")
+def _json(answer: Mapping[str, Any], began: float) -> web.Response:
+    body = orjson.dumps(answer)
+    took = {TOOK: f"{1e6 * (time.monotonic() - began):.0f}"}
+    return web.Response(body=body, headers=took, content_type="application/json")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--wait-seconds", type=float, default=0.0)
+    parser.add_argument("--spread", type=float, default=0.0)
     parser.add_argument("--events", type=int, default=200)
     parser.add_argument("--event-seconds", type=float, default=0.02)
     parser.add_argument("--numbers", type=int, default=4)
     given = parser.parse_args()
-    paced = Paced(given.wait_seconds, given.events, given.event_seconds, given.numbers)
+    paced = Paced(
+        given.wait_seconds, given.events, given.event_seconds, given.numbers, given.spread
+    )
     web.run_app(
         paced.app(),
         host=HOST,

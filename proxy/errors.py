@@ -234,10 +234,14 @@ class UpstreamProtocolError(UpstreamError):
 
 
 class CircuitOpen(UpstreamError):
-    """The upstream failed too often; `retry_after_seconds` is when it is tried again."""
+    """The upstream failed too often; it is tried again after `seconds`."""
 
     status = 503
     code = "upstream_circuit_open"
+
+    def __init__(self, message: str, *, seconds: float = 0.0) -> None:
+        super().__init__(message, retry_after_seconds=seconds)
+        self.seconds = seconds
 
 
 class NoConnectionFree(UpstreamError):

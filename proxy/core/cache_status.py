@@ -3,17 +3,20 @@
 `Cache-Status` (RFC 9211), `X-Cache`, `Age`, `X-Cache-Rule`, `X-Upstream`.
 """
 
+import re
 from functools import lru_cache
+from typing import Final
 
 from proxy.core.outcome import Outcome
 from proxy.core.wire import Headers
 
 CACHE_NAME = "magic-proxy"
+_INVISIBLE: Final = re.compile("[^ -~]")
 
 
 def sf_string(text: str) -> str:
     """A structured-field string (RFC 8941 section 3.3.3); what it can't hold becomes `?`."""
-    visible = "".join(char if " " <= char <= "~" else "?" for char in text)
+    visible = _INVISIBLE.sub("?", text)
     return '"' + visible.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 

@@ -110,6 +110,9 @@ class ResourceSet:
 
     def __init__(self, resources: Iterable[Resource] = ()) -> None:
         self._resources: Final = tuple(resources)
+        self._patterns: Final = [pattern for each in self._resources for pattern in each.patterns]
+        # The first segments below the root: all else is passed over without a closer look.
+        self._firsts: Final = frozenset(pattern.parts[1] for pattern in self._patterns)
 
     def find(self, path: str) -> Resource | None:
         """What a path falls under: the first that fits."""
@@ -131,13 +134,14 @@ class ResourceSet:
         written = segments(path)
         if len(written) > _DEEPEST:
             return ()
-        patterns = [pattern for each in self._resources for pattern in each.patterns]
+        if len(written) > 1 and self._firsts.isdisjoint((ONE, REST, written[1])):
+            return ()
         tags = [
             _at(above)
             for above in _and_above(written)
-            if any(pattern.fits(above) for pattern in patterns)
+            if any(pattern.fits(above) for pattern in self._patterns)
         ]
-        if method == "DELETE" and any(each.may_lie_under(written) for each in patterns):
+        if method == "DELETE" and any(each.may_lie_under(written) for each in self._patterns):
             tags.append(_in(written))
         return tuple(dict.fromkeys(tags))
 

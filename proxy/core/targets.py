@@ -20,6 +20,8 @@ def leaves_root(path: str) -> bool:
 
     Also one with parameters (`..;a=b`), which some servers take off, and one that ends in a NUL.
     """
+    if path.isascii() and "." not in path and "%" not in path:
+        return False  # a dot is spelled with one of these
     text = path.encode("latin-1")
     for _ in range(_ROUNDS):
         plain = text.lower()

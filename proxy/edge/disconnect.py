@@ -78,18 +78,30 @@ class Upload:
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
+        self._first = b""
         self._read = asyncio.Event()
 
+    async def begin(self) -> bytes | None:
+        """Wait for the first bytes; the body, where that is all of it. Raises `ClientGone`."""
+        self._first = await self._next()
+        return self._first if self._read.is_set() else None
+
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        more = True
-        while more:
-            message = await self._receive()
-            if message["type"] != "http.request":
-                raise ClientGone
-            more = message.get("more_body", False)
-            if chunk := message.get("body", b""):
+        first, self._first = self._first, b""
+        if first:
+            yield first
+        while not self._read.is_set():
+            if chunk := await self._next():
                 yield chunk
-        self._read.set()
+
+    async def _next(self) -> bytes:
+        message = await self._receive()
+        if message["type"] != "http.request":
+            raise ClientGone
+        if not message.get("more_body", False):
+            self._read.set()
+        body: bytes = message.get("body", b"")
+        return body
 
     async def disconnected(self) -> None:
         """Return when the client has gone after its body; during the body, the reader is told."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import httptools
 
+from proxy.edge.one_write import OneWrite
 from proxy.edge.tunnel import ClientEnd
 from proxy.edge.unchunked import Unchunked
 from proxy.edge.watched_protocol import WatchedProtocol
@@ -126,8 +127,8 @@ class BoundedProtocol(WatchedProtocol):
         if is_old:
             self.expect_100_continue = False  # RFC 9110 section 10.1.1
         super().on_headers_complete()
-        if is_old:
-            self.cycle.transport = Unchunked(self.transport)  # type: ignore[assignment]  # is enough of one
+        front = Unchunked(self.transport) if is_old else OneWrite(self.transport, self.loop)
+        self.cycle.transport = front  # type: ignore[assignment]  # is enough of one
         # What uvicorn adds from here on are trailers: no header that somebody in between has
         # checked may come in that way.
         self.headers, self._names = [], []

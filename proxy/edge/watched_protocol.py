@@ -61,7 +61,10 @@ class WatchedProtocol(HttpToolsProtocol):
         super().data_received(data)
 
     def refuse(self, error: ProxyError) -> None:
-        """Say what is wrong, unless another answer is under way, and close."""
+        """Say what is wrong, unless another answer is under way, and close.
+
+        For the application the client has gone: it begins nothing, and does not answer as well.
+        """
         cycle: RequestResponseCycle | None = self.cycle  # uvicorn's type leaves the None out
         answering = cycle is not None and cycle.response_started and not cycle.response_complete
         if not answering and not self.pipeline:
@@ -71,6 +74,9 @@ class WatchedProtocol(HttpToolsProtocol):
                 b"content-length: %d\r\n\r\n%b" % (STATUS_LINE[error.status], len(body), body)
             )
         self.transport.close()
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
 
     def awaited(self) -> Awaited | None:
         """What the client has to send now; None while it is not its turn."""
@@ -116,9 +122,6 @@ class WatchedProtocol(HttpToolsProtocol):
             return
         what = "head" if awaited[1] == _HEAD else "body"
         self.refuse(RequestTooSlow(f"The request's {what} did not come in time."))
-        if cycle is not None:  # the application is not to answer as well
-            cycle.disconnected = True
-            cycle.message_event.set()
 
 
 def _is_same(one: Awaited, other: Awaited) -> bool:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Final
 
-from proxy.core.outcome import Forwarded, Outcome
+from proxy.core.outcome import Outcome
 from proxy.core.websocket import SocketEnd, asks_for_websocket
 from proxy.core.wire import Headers
 from proxy.edge.asgi import ClientGone, Scope
@@ -49,10 +49,6 @@ async def carry(
     code = "" if relay.close_code is None else f":{relay.close_code}"
     return replace(
         outcome,
-        status=upstream.status,
-        forwarded=Forwarded.BYPASS,
-        forward_status=upstream.status,
-        upstream=exchange.upstream,
         complete=end in {SocketEnd.CLOSED, SocketEnd.SHUTDOWN},
         socket_end=f"{end.value}{code}",
     )

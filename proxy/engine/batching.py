@@ -75,6 +75,8 @@ class Batches:
                 self._refresh_ahead(batch)
                 if batch.serves_stale and (stale := await self._served_stale(batch)) is not None:
                     return stale
+                if (stale := await self._spared(batch)) is not None:
+                    return stale
                 if batch.missing and plan.control.only_if_cached:
                     raise _not_cached(batch)
                 own, joined = self._set_out(batch, aboard)
@@ -131,6 +133,18 @@ class Batches:
         wanted = all(batch.servable[want.store_key].revalidate for want in wants)
         fetched = wanted and self._refresh(batch.plan, wants)
         return await self._answers.revalidating(batch, fetched=fetched)
+
+    async def _spared(self, batch: Batch) -> Answer | None:
+        """The answer with what is stale, where an open circuit stands before the upstream."""
+        if not batch.missing or not batch.missing.keys() <= batch.stale.keys():
+            return None
+        refusal = self._asking.forwarder.spared(batch.plan.chain)
+        wants = [batch.want(key) for key in batch.missing]
+        if refusal is None or not await self._take_stale(batch):
+            return None
+        if not refusal.seconds:
+            self._refreshes.probe_items(self._fetches, self._asking, batch.plan, wants)
+        return await self._answers.stale(batch, refusal)
 
     def _missed(self, batch: Batch, landed: Mapping[str, Entry]) -> list[Entry]:
         """What landed while it was looked up, unless it was asked for before a purge."""

@@ -36,12 +36,14 @@ class Errand(StrEnum):
     MISS = "miss"  # there is no fresh entry
     BETTER = "better"  # the entry is fresh, but too old for this client, or can't take its form
     REFRESH = "refresh"  # the entry is to be replaced while it serves
+    PROBE = "probe"  # the same, to see whether the upstream works again: it may hang
     RENEWAL = "renewal"  # the client wants a new answer, whatever there is
     ALONE = "alone"  # the shared answer could not be had
     BYPASS = "bypass"  # the cache is not asked, nor told
 
 
 _JOINABLE = frozenset({Errand.MISS, Errand.BETTER, Errand.REFRESH})
+_UNATTENDED = frozenset({Errand.REFRESH, Errand.PROBE})
 
 
 class Watch:
@@ -108,9 +110,9 @@ class Flights:
         if key is not None and rule is not None and not plan.control.no_store:
             shares = rule.coalesce is not Coalescing.OFF and rule.ttl_seconds > 0
             joins = errand in _JOINABLE and shares
-            finishes = errand is Errand.REFRESH or rule.on_disconnect is OnDisconnect.FINISH
+            finishes = errand in _UNATTENDED or rule.on_disconnect is OnDisconnect.FINISH
         now = self._clock.wall()
-        refreshes = errand is Errand.REFRESH
+        refreshes = errand in _UNATTENDED
         flight = Flight(
             plan, key, shared=joins, finishes=finishes, refreshes=refreshes, stored_at=now
         )
@@ -246,7 +248,6 @@ class Flights:
         if not (flight.is_told or flight.collapsed):
             settlement = flight.settlement
             usage = settlement.usage if settlement is not None else None
-            refreshes = errand is Errand.REFRESH
-            purpose = "refresh" if refreshes else "finish"
+            purpose = "refresh" if errand in _UNATTENDED else "finish"
             assert flight.end is not None
             self._observer.finished_unattended(purpose, flight.end.value, flight.model, usage)

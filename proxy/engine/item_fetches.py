@@ -90,14 +90,19 @@ class Fetches:
         self._begin(asking, fetch)
         return fetch
 
-    def refresh(self, asking: Asking, plan: Plan, wants: Sequence[Want]) -> Fetch:
-        """A fetch that no batch waits for, of items whose entries still serve; under way."""
+    def refresh(
+        self, asking: Asking, plan: Plan, wants: Sequence[Want], *, joinable: bool = True
+    ) -> Fetch:
+        """A fetch that no batch waits for, of items whose entries still serve; under way.
+
+        `joinable` False: nor does one begin to wait for it.
+        """
         fetch = Fetch(
             plan,
             wants,
             self._landed,
             whole=False,
-            joinable=_shares(plan) and plan.given_tags is not None,
+            joinable=joinable and _shares(plan) and plan.given_tags is not None,
             began=asking.clock.wall(),
             refreshes=True,
         )

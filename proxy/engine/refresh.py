@@ -39,6 +39,7 @@ class Refreshes:
         self._under_way = 0
         # When a key that failed may be tried again; as few as there can be under way in a second.
         self._not_before: dict[str, float] = {}
+        self._no_probe_before: dict[str, float] = {}
         self.skipped = 0
         """How many were not started because too many were under way."""
 
@@ -77,6 +78,29 @@ class Refreshes:
         assert fetch.task is not None
         self._begin(fetch.wants)
         fetch.task.add_done_callback(lambda _: self._fetch_ended(fetch))
+        return True
+
+    def probe(self, leader: Leader, plan: Plan, key: str) -> None:
+        """Let the fetch of a new answer for `key` be a circuit's probe; nobody joins that.
+
+        One in a second begins, whatever is under way: one that hangs does not bar the next.
+        """
+        if self._may_probe(plan):
+            self._flights.start(leader, plan, key, Errand.PROBE)
+
+    def probe_items(
+        self, fetches: Fetches, asking: Asking, plan: Plan, wants: Sequence[Want]
+    ) -> None:
+        """The same with items of a batch."""
+        if self._may_probe(plan):
+            fetches.refresh(asking, plan, wants, joinable=False)
+
+    def _may_probe(self, plan: Plan) -> bool:
+        """Whether it may begin now; it may be a while until the circuit hears of it."""
+        upstream, now = plan.chain.profiles[0].upstream, self._clock.monotonic()
+        if now < self._no_probe_before.get(upstream, 0.0):
+            return False
+        self._no_probe_before[upstream] = now + _PAUSE_SECONDS
         return True
 
     def _is_paused(self, key: str) -> bool:

@@ -40,7 +40,7 @@ from proxy.engine.plan import Plan, make_plan
 from proxy.engine.refresh import Refreshes, ahead_of_time
 from proxy.engine.rendering import INLINE_BYTES, put_into_form, rendered_now
 from proxy.engine.sharing import Sharing
-from proxy.errors import NotCached, ProxyError, UpstreamError
+from proxy.errors import CircuitOpen, NotCached, ProxyError, UpstreamError
 from proxy.upstream.base import Forwarder
 
 
@@ -245,15 +245,25 @@ class CacheService:
             rendered = await self._put_into_form(plan, stale)
         if stale is None or rendered is None:
             return await self._forwarded(plan, outcome, store_key, errand)
-        try:
-            return await self._forwarded(plan, outcome, store_key, errand, replaceable=True)
-        except UpstreamError as error:
-            hit = StaleHit.of(decision.key, stale, self._clock.wall())
-            outcome = stale_outcome(plan, outcome, self._clock.monotonic(), hit, error)
-            self._observer.told(outcome)
-            return hit_answer(
-                stale, rendered, outcome, repeats=False, with_key=self._shows_key(plan.call)
-            )
+        failure: UpstreamError | None = self._spared(plan, store_key)
+        if failure is None:
+            try:
+                return await self._forwarded(plan, outcome, store_key, errand, replaceable=True)
+            except UpstreamError as error:
+                failure = error
+        hit = StaleHit.of(decision.key, stale, self._clock.wall())
+        outcome = stale_outcome(plan, outcome, self._clock.monotonic(), hit, failure)
+        self._observer.told(outcome)
+        return hit_answer(
+            stale, rendered, outcome, repeats=False, with_key=self._shows_key(plan.call)
+        )
+
+    def _spared(self, plan: Plan, store_key: str) -> CircuitOpen | None:
+        """Why who has a stale answer does not wait for the upstream, which is probed beside."""
+        refusal = self._forwarder.spared(plan.chain)
+        if refusal is not None and not refusal.seconds:
+            self._refreshes.probe(self._leader, plan, store_key)
+        return refusal
 
     async def _forwarded(
         self,

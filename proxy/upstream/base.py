@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from proxy.core.trailers import Trailers
+from proxy.core.values import value
 from proxy.core.wire import Headers, JsonValue
+from proxy.errors import CircuitOpen
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +20,7 @@ class Timeouts:
     total_seconds: float | None = 1800.0
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class UpstreamRequest:
     """One attempt on the wire: `url` is absolute, percent-encoded, and sent as it stands.
 
@@ -116,7 +118,7 @@ class Chain:
         return (*self.profiles, *self.context_window, *self.content_policy)
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Outgoing:
     """What is to be sent, before an upstream and a key are chosen.
 
@@ -145,7 +147,7 @@ def not_counted(tokens: int) -> None:
     """Nobody keeps account of the tokens that an answer cost."""
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Exchange:
     """An upstream's answer, and how it was come by.
 
@@ -200,6 +202,15 @@ class Forwarder(Protocol):
 
         An upstream's own error answer is returned, not raised, where there is nothing left to
         try. Raises `UpstreamError`.
+        """
+        ...
+
+    def spared(self, chain: Chain) -> CircuitOpen | None:
+        """Why a call that has something else to answer with is not to wait for this chain.
+
+        None where it would be sent as usual. Its `seconds` are 0 where the call would be a
+        circuit's probe, which may take as long as the upstream's time-outs: it is to be made with
+        nobody waiting.
         """
         ...
 

@@ -13,7 +13,7 @@ from proxy.core.coding import UnreadableCoding, decoder
 from proxy.core.resources import PARTIAL
 from proxy.core.trailers import Trailers
 from proxy.core.wire import Headers, header
-from proxy.errors import UpstreamError, UpstreamProtocolError, UpstreamTimeout
+from proxy.errors import CircuitOpen, UpstreamError, UpstreamProtocolError, UpstreamTimeout
 from proxy.upstream.base import Chain, Exchange, Forwarder, Outgoing, Profile, UpstreamResponse
 
 _LIST: Final = "/models"
@@ -75,6 +75,10 @@ class Catalogue:
     def resolve(self, model: str | None) -> Chain:
         """As the upstreams themselves."""
         return self._forwarder.resolve(model)
+
+    def spared(self, chain: Chain) -> CircuitOpen | None:
+        """As the upstreams themselves."""
+        return self._forwarder.spared(chain)
 
     def account_headers(self, chain: Chain) -> tuple[bytes, ...]:
         """As the upstreams themselves."""

@@ -6,6 +6,7 @@ from itertools import chain as chained
 
 from proxy.clock import Clock
 from proxy.core.breaker import CircuitState
+from proxy.errors import CircuitOpen
 from proxy.upstream.base import AttemptObserver, Chain, Exchange, Outgoing, Transport
 from proxy.upstream.config import UpstreamConfig
 from proxy.upstream.course import Course
@@ -102,6 +103,21 @@ class UpstreamSet:
             observer=self._observer,
         )
         return await course.run()
+
+    def spared(self, chain: Chain) -> CircuitOpen | None:
+        """Why a call that can do without this chain is not to wait for it; counted as withheld."""
+        refusals: dict[str, CircuitOpen] = {}
+        for name in dict.fromkeys(profile.upstream for profile in chain.profiles):
+            guard = self._upstreams[name].guard
+            if guard.state is CircuitState.CLOSED:
+                return None
+            refusals[name] = guard.refusal
+            if not refusals[name].seconds:
+                return refusals[name]
+        if self._observer is not None:
+            for name in refusals:
+                self._observer.withheld(name, "circuit-open")
+        return min(refusals.values(), key=lambda refusal: refusal.seconds, default=None)
 
     def account_headers(self, chain: Chain) -> tuple[bytes, ...]:
         """Names (lower case) of the request headers that choose an account along this chain."""

@@ -6,6 +6,7 @@ from typing import Final, Self
 
 from proxy.clock import Clock
 from proxy.core.breaker import CircuitState
+from proxy.errors import CircuitOpen
 from proxy.upstream.budget import RetryBudget
 from proxy.upstream.circuit import Circuit, CircuitChange, Permit
 from proxy.upstream.config import UpstreamConfig
@@ -46,6 +47,15 @@ class Guard:
     def seconds_to_probe(self) -> float:
         """How long until the next call may go through."""
         return self._circuit.seconds_to_probe(self._clock.monotonic())
+
+    @property
+    def refusal(self) -> CircuitOpen:
+        """What a call is told that does not go through, or does not wait to be the probe."""
+        return CircuitOpen(
+            f"The upstream {self._name!r} has failed too often just now, and is left alone for a "
+            "moment.",
+            seconds=self.seconds_to_probe,
+        )
 
     @property
     def state(self) -> CircuitState:

@@ -48,16 +48,9 @@ class LastWord:
 
     def was_open(self, upstream: Upstream) -> None:
         """No attempt was made; what was learned before says more, but for when to come again."""
-        seconds = upstream.guard.seconds_to_probe
-        if isinstance(self._error, CircuitOpen):
-            seconds = min(seconds, self._error.retry_after_seconds or seconds)
-        elif self._error is not None:
-            return
-        self._error = CircuitOpen(
-            f"The upstream {upstream.config.name!r} has failed too often just now, and is left "
-            "alone for a moment.",
-            retry_after_seconds=seconds,
-        )
+        refusal, before = upstream.guard.refusal, self._error
+        if before is None or (isinstance(before, CircuitOpen) and refusal.seconds < before.seconds):
+            self._error = refusal
 
     def had_no_key(self, upstream: Upstream) -> None:
         """No key could be had; where none is left at all, that is the error."""

@@ -22,6 +22,9 @@ from proxy.workers.server import server_config
 from tests.integration.hotpath import SteadyClock
 
 EVENTS: Final = 16
+_HIT: Final = b"x-cache: HIT\r\n"
+_MISS: Final = b"x-cache: MISS\r\n"
+_PASSED: Final = b"HTTP/1.1 200 OK\r\n"
 _TURNS: Final = 50  # more than it takes to store an answer and to let go of a request
 _CONTENT: Final = "The quick brown fox jumps over the lazy dog; then it rests. " * 21
 _HEAD: Final = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
@@ -30,7 +33,9 @@ _STREAM_HEAD: Final = (
 )
 
 
-def request(topic: int, *, blanks: int = 0, stream: bool = False) -> bytes:
+def request(
+    topic: int, *, blanks: int = 0, stream: bool = False, path: str = "/v1/chat/completions"
+) -> bytes:
     """2 KB of chat as a client writes it; the same question for all numbers of `blanks`."""
     body = orjson.dumps(
         {
@@ -46,9 +51,9 @@ def request(topic: int, *, blanks: int = 0, stream: bool = False) -> bytes:
     )
     body += b" " * blanks
     return (
-        b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1:8080\r\n"
+        b"POST %b HTTP/1.1\r\nhost: 127.0.0.1:8080\r\n"
         b"authorization: Bearer sk-guard\r\ncontent-type: application/json\r\n"
-        b"content-length: %d\r\n\r\n%b" % (len(body), body)
+        b"content-length: %d\r\n\r\n%b" % (path.encode(), len(body), body)
     )
 
 
@@ -182,22 +187,26 @@ class Served:
 
     async def begin(self) -> None:
         """Have the answer that is to be hit."""
-        await self._asked(request(0), b"MISS")
+        await self._asked(request(0), _MISS)
         self._clock.advance(0.25)  # a head is good for the rest of a second
 
     async def hot(self) -> None:
         """A hit, of a request repeated byte for byte."""
-        await self._asked(request(0), b"HIT")
+        await self._asked(request(0), _HIT)
 
     async def warm(self) -> None:
         """A hit, of a request with the same key but other bytes."""
         self._blanks += 1
-        await self._asked(request(0, blanks=self._blanks), b"HIT")
+        await self._asked(request(0, blanks=self._blanks), _HIT)
 
     async def miss(self) -> None:
         """A new request, answered by the upstream and stored in memory."""
         self._topic += 1
-        await self._asked(request(self._topic), b"MISS")
+        await self._asked(request(self._topic), _MISS)
+
+    async def passed(self) -> None:
+        """A request that only passes through."""
+        await self._asked(request(0, path="/v1/responses"), _PASSED)
 
     async def stream(self) -> None:
         """A new request, answered by a stream of events that come one by one."""
@@ -209,7 +218,7 @@ class Served:
             self._upstream.say(said)
             await self._client.until(lambda came, said=said: said in came)  # type: ignore[misc]
         self._upstream.say(b"")
-        await self._answered(b"MISS")
+        await self._answered(_MISS)
 
     def receive(self, data: bytes) -> None:
         """One read of the connection."""
@@ -226,17 +235,17 @@ class Served:
         """Whether the server has ended the connection."""
         return self._client.is_closing()
 
-    async def _asked(self, raw: bytes, outcome: bytes) -> None:
+    async def _asked(self, raw: bytes, says: bytes) -> None:
         self._send(raw)
-        await self._answered(outcome)
+        await self._answered(says)
 
     def _send(self, raw: bytes) -> None:
         self._burden()
         self._protocol.data_received(raw)
 
-    async def _answered(self, outcome: bytes) -> None:
+    async def _answered(self, says: bytes) -> None:
         response = await self._client.until(is_whole)
-        assert b"x-cache: %b\r\n" % outcome in response, response[:500]
+        assert says in response, response[:500]
         self._client.forget()
         loop = asyncio.get_running_loop()
         for _ in range(_TURNS):  # what comes after the answer belongs to the request too

@@ -6,7 +6,7 @@ from typing import Any
 import openai
 import pytest
 
-from proxy.standin import RunningStandIn, rate_limited, unauthorised
+from proxy.standin import RunningStandIn, Script, rate_limited, server_error, unauthorised
 from tests.integration.conftest import NewClient
 from tests.integration.sdk import Told, ask, ask_streamed
 from tests.integration.servers import ProxyFactory
@@ -88,3 +88,22 @@ def test_B71_B72_clients_show_keys_of_the_proxy_and_tenants_do_not_share_entries
 
     assert refused.value.code == "invalid_api_key"
     assert {request.credential for request in standin.app.requests} == {"sk-good"}
+
+
+@pytest.mark.parametrize(
+    "script", [unauthorised(), rate_limited("30"), server_error()], ids=["401", "429", "500"]
+)
+def test_B63_what_passes_through_is_tried_with_another_key_as_well(
+    script: Script, proxy: ProxyFactory, client: NewClient, standin: RunningStandIn
+) -> None:
+    sdk = client(proxy(POOL))
+    standin.app.script(script)
+    moderation = {"id": "modr-1", "model": "omni", "results": []}
+    standin.app.script(Script(body=moderation), times=None)
+
+    assert sdk.moderations.create(input="Hello.").id == "modr-1"
+
+    assert standin.app.count("/moderations") == 2
+    first, second = standin.app.requests
+    assert first.body == second.body
+    assert first.credential != second.credential

@@ -128,6 +128,7 @@ def test_B73_what_can_be_read_in_two_ways_is_refused_and_the_connection_closed(
 
 GET = b"GET /v1/files HTTP/1.1"
 CHUNKED = [b"POST /v1/files HTTP/1.1", b"Transfer-Encoding: chunked"]
+SIZED = [b"POST /v1/files HTTP/1.1", b"Content-Length: 3"]
 MADE_PLAIN = {
     "two-requests-are-two": (
         POST + ABC + HIDDEN,
@@ -155,7 +156,7 @@ MADE_PLAIN = {
     ),
     "connection-names-the-length": (
         POST + b"Connection: content-length\r\n" + ABC,
-        [(CHUNKED, b"abc")],
+        [(SIZED, b"abc")],
     ),
     "connection-names-the-coding": (
         POST

@@ -15,6 +15,7 @@ from tests.integration.conftest import NewAsker, NewClient
 from tests.integration.contract import Asker, Site, cache_status, chat, error_of, metric
 from tests.integration.servers import ProxyFactory
 from tests.integration.wire import Wire, unchunked
+from tests.waiting import eventually
 
 GONE = "http://127.0.0.1:1/v1"  # nobody's port: the system itself refuses
 # It stays open for as long as a test takes.
@@ -92,6 +93,39 @@ def test_B15_in_an_outage_all_that_is_known_is_answered_and_nobody_is_asked(
     assert details == {"stale-if-error:upstream_circuit_open"}
     assert here.standin.app.count() == calls
     assert here.ask("not known").status_code == 503
+
+
+def test_B15_nobody_who_has_a_stale_answer_waits_for_a_probe_that_hangs(ageing: Ages) -> None:
+    circuit = {"failure_rate": 1.0, "min_calls": 3, "open_seconds": 100, "max_open_seconds": 500}
+    here = ageing.own({"upstreams": {"openai": {"circuit": circuit}}}, stale_if_error_seconds=3000)
+    texts = [f"question {number}" for number in range(10)]
+    known = {text: completion_id(here.ask(text)) for text in texts}
+    here.clock.advance(TTL_SECONDS)
+    here.standin.app.script(server_error(500), times=3)
+    for text in texts[:3]:
+        assert here.ask(text).headers["x-cache"] == "STALE"
+    before = here.standin.app.count()
+    here.standin.app.script(Script(hold="silence"), times=None)
+    here.clock.advance(130)
+
+    # Each of them would wait for the gate, which only opens below.
+    answers = {text: here.ask(text) for text in texts * 2}
+    here.standin.app.wait_for_requests(before + 1)
+    answers |= {text: here.ask(text) for text in texts}
+
+    assert {text: completion_id(answer) for text, answer in answers.items()} == known
+    details = {cache_status(answer)["detail"] for answer in answers.values()}
+    assert details == {"stale-if-error:upstream_circuit_open"}
+    assert here.standin.app.count() == before + 1
+    withheld = 'magic_proxy_upstream_withheld_total{reason="circuit-open",upstream="openai"}'
+    assert here.counted(withheld) >= len(texts)
+
+    here.standin.app.gate("silence").set()
+    closed = 'magic_proxy_upstream_circuit_state{state="closed",upstream="openai"}'
+    eventually(lambda: here.metrics().get(closed) == 1.0)
+    here.settled()
+    assert here.ask(texts[0]).headers["x-cache"] == "HIT", "the probe brought its new answer"
+    assert here.ask(texts[1]).headers["x-cache"] == "MISS"
 
 
 def test_an_sdk_sees_a_circuit_that_is_open_as_a_server_that_is_busy(

@@ -98,6 +98,14 @@ def test_a_write_where_nothing_is_cached_costs_no_purge() -> None:
     assert known.outdated_by("POST", "/v1/" + "a/" * 20) == ()
 
 
+def test_a_write_is_looked_at_wherever_something_may_be_cached() -> None:
+    known = resources("/v1/models", "/v1/*")
+    assert known.outdated_by("POST", "/v1/files") != ()
+    assert known.outdated_by("POST", "/v1/models") != ()
+    assert resources("/v1/**").outdated_by("POST", "/v1/files/f") != ()
+    assert resources("/v1/models").outdated_by("DELETE", "/v1/") != ()
+
+
 NAMES = st.lists(st.sampled_from(["a", "b", "c d", "é"]), min_size=1, max_size=4)
 
 

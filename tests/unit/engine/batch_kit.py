@@ -21,7 +21,7 @@ from proxy.engine.batching import Batches
 from proxy.engine.item_fetches import Fetches
 from proxy.engine.plan import Plan, make_plan
 from proxy.engine.write_behind import WriteLimits
-from proxy.errors import UpstreamError
+from proxy.errors import CircuitOpen, UpstreamError
 from proxy.stores.marks import MarkLog
 from proxy.tasks import TaskGroup
 from proxy.upstream.base import Chain, Exchange, Outgoing, Profile
@@ -74,6 +74,7 @@ class Embedder:
         self.under_way = 0
         self.most_at_once = 0
         self._max_batch = max_batch
+        self.refusal: CircuitOpen | None = None
 
     @property
     def items(self) -> list[Any]:
@@ -119,6 +120,9 @@ class Embedder:
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         }
         return orjson.dumps(self.changed(answer))
+
+    def spared(self, chain: Chain) -> CircuitOpen | None:
+        return self.refusal
 
     def account_headers(self, chain: Chain) -> tuple[bytes, ...]:
         return ()

@@ -27,7 +27,7 @@ from proxy.engine.plan import Plan
 from proxy.engine.refresh import Refreshes
 from proxy.engine.service import CachePolicy, CacheService, Lasting
 from proxy.engine.write_behind import WriteBehind, WriteLimits
-from proxy.errors import StoreUnavailable, UpstreamError
+from proxy.errors import CircuitOpen, StoreUnavailable, UpstreamError
 from proxy.stores.base import Put, StoreStats
 from proxy.stores.marks import MarkLog
 from proxy.stores.marks_local import LocalMarkLog
@@ -148,6 +148,7 @@ class ScriptedForwarder:
         self._answers = list(answers or (Said(),))
         self.sent: list[Outgoing] = []
         self.fallback = False
+        self.refusal: CircuitOpen | None = None
 
     def resolve(self, model: str | None) -> Chain:
         return Chain(model or "", (Profile("main", "main"),))
@@ -158,6 +159,9 @@ class ScriptedForwarder:
         if isinstance(answer, UpstreamError):
             raise answer
         return Exchange(answer, "main", "main", fallback=self.fallback)
+
+    def spared(self, chain: Chain) -> CircuitOpen | None:
+        return self.refusal
 
     def account_headers(self, chain: Chain) -> tuple[bytes, ...]:
         return (b"openai-organization",)

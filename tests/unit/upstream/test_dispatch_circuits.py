@@ -14,7 +14,7 @@ from proxy.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from proxy.upstream.base import Outgoing, Timeouts, UpstreamRequest
+from proxy.upstream.base import Chain, Outgoing, Timeouts, UpstreamRequest
 from proxy.upstream.budget import BudgetPolicy
 from proxy.upstream.circuit import NEVER_OPENS, CircuitPolicy
 from tests.fakes import FakeClock
@@ -269,6 +269,75 @@ async def test_by_default_an_upstream_that_fails_often_but_not_always_is_not_cut
     for _ in range(1_000):
         await world.ok()
     assert world.set.circuit_states() == {"up": CircuitState.CLOSED}
+
+
+# ---- calls that can do without an answer ----
+
+
+async def test_B15_a_call_that_can_do_without_is_spared_while_nobody_may_be_asked() -> None:
+    world = World(up(circuit=QUICK))
+    assert world.set.spared(world.chain) is None
+    await opened(world)
+
+    refusal = world.set.spared(world.chain)
+
+    assert refusal is not None
+    assert 0.0 < refusal.seconds <= 1.2
+    assert refusal.error_code == "upstream_circuit_open"
+
+
+async def test_B15_it_is_not_to_be_the_probe_but_may_have_one_made() -> None:
+    world = World(up(circuit=QUICK))
+    await opened(world)
+    world.clock.advance(1.3)
+    for _ in range(2):  # asking is no probe
+        refusal = world.set.spared(world.chain)
+        assert refusal is not None
+        assert refusal.seconds == 0.0
+
+    waiting = asyncio.Event()
+
+    async def send_slowly(request: UpstreamRequest) -> Answer:
+        await waiting.wait()
+        return Answer()
+
+    world.transports["up"].send = send_slowly  # type: ignore[method-assign]
+    probe = asyncio.create_task(world.ok())
+    await asyncio.sleep(0)
+    refusal = world.set.spared(world.chain)
+    assert refusal is not None
+    assert refusal.seconds == QUICK.open_seconds
+    waiting.set()
+    await probe
+    assert world.set.spared(world.chain) is None
+
+
+async def test_B15_nobody_is_spared_whom_a_fallback_can_answer() -> None:
+    world = World(up(circuit=QUICK), up("back", "z", circuit=QUICK))
+    await opened(world)
+    assert world.set.spared(world.chain) is None
+    world.clock.advance(1.3)
+    assert world.set.spared(world.chain) is not None, "the first one is to be probed before"
+
+
+async def test_B15_of_a_chain_that_fails_as_a_whole_the_soonest_time_counts() -> None:
+    world = World(up(circuit=SLOW), up("back", circuit=QUICK))
+    for name in ("up", "back"):
+        world.on(name, any=[refused_connection()])
+    for _ in range(2):
+        with pytest.raises(UpstreamUnreachable):
+            await world.send()
+    refusal = world.set.spared(world.chain)
+    assert refusal is not None
+    assert 0.0 < refusal.seconds < 2.0
+    world.clock.advance(1.3)
+    refusal = world.set.spared(world.chain)
+    assert refusal is not None
+    assert refusal.seconds == 0.0
+
+
+async def test_a_chain_of_nobody_spares_nobody() -> None:
+    assert World(up()).set.spared(Chain("", ())) is None
 
 
 # ---- reload ----
