@@ -234,7 +234,9 @@ class Course:
             return False
         if isinstance(result, UpstreamError):
             self._last_word.failed(result)
-            self._stopped = not self._attempts.is_repeatable
+            attempts = self._attempts
+            no_work = result.connecting
+            self._stopped = not (attempts.is_resendable if no_work else attempts.is_repeatable)
             turn.owes, turn.repeats = True, not result.connecting
             may_be_at_work = isinstance(result, UpstreamTimeout)
             return turn.upstream.pool is not None and not (self._stopped or may_be_at_work)

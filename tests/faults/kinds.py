@@ -16,13 +16,13 @@ class Kind(StrEnum):
     JSON = "json"
     STREAM = "stream"
     EMBEDDINGS = "embeddings"  # a batch of two inputs
-    UPLOAD = "upload"  # passes through: a body that can be sent once
+    WORK = "work"  # passes through: a POST of which nobody knows whether it can be done twice
     READ = "read"  # passes through: a GET, which can be repeated
 
     @property
     def is_cached(self) -> bool:
         """Whether it goes through the cache."""
-        return self not in {Kind.UPLOAD, Kind.READ}
+        return self not in {Kind.WORK, Kind.READ}
 
     @property
     def is_held(self) -> bool:
@@ -50,7 +50,7 @@ def request_of(kind: Kind, model: str) -> Asked:
         case Kind.EMBEDDINGS:
             body = {"model": model, "input": ["one", "two"], "encoding_format": "float"}
             return Asked("POST", "/embeddings", orjson.dumps(body))
-        case Kind.UPLOAD:
+        case Kind.WORK:
             return Asked("POST", "/responses", orjson.dumps({"model": model, "input": "Hello."}))
         case Kind.READ:
             return Asked("GET", "/files/file-1/content", b"")
@@ -88,7 +88,7 @@ def good(kind: Kind, name: str) -> Good:
             ]
             usage = {"prompt_tokens": 2, "total_tokens": 2}
             return _json({"object": "list", "data": vectors, "model": name, "usage": usage})
-        case Kind.UPLOAD | Kind.READ:
+        case Kind.WORK | Kind.READ:
             return _json({"id": name, "object": "something", "text": "As it is."})
         case _:
             assert_never(kind)

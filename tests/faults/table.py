@@ -114,7 +114,7 @@ def _asked_next(cell: Cell) -> str:
             return "b1"
         case Setup.TWO if isinstance(says, NoAnswer) and says.may_work:
             return ""
-        case Setup.TWO if kind is not Kind.UPLOAD or _is_unsent(says):
+        case Setup.TWO if kind is not Kind.WORK or _did_no_work(says):
             return "a2"
         case _:
             return ""
@@ -128,9 +128,11 @@ def _says(cell: Cell) -> Says:
     return says
 
 
-def _is_unsent(says: object) -> bool:
-    """An upload of which nothing was sent can be sent again."""
-    return isinstance(says, NoAnswer) and not says.reached
+def _did_no_work(says: Says) -> bool:
+    """What was refused, or never sent, can be sent again, whatever it is."""
+    if isinstance(says, NoAnswer):
+        return not says.reached
+    return isinstance(says, Limits | Rejects)
 
 
 def _lasts(cell: Cell) -> bool:
