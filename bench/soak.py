@@ -10,7 +10,7 @@ is slow, fails, or breaks streams off; one proxy is killed and started again, an
 and comes back empty. `--short`, for ten seconds of it, leaves Redis alone.
 
 An answer carries the digest of its request, and a version that goes up with every purge (see
-`soak_content`). What must not happen, and makes the program exit with 1:
+`stamped`). What must not happen, and makes the program exit with 1:
 - an answer to another request, a stream that is shorter than it should be and looks whole;
 - an answer of a version before a purge that had been answered when the request began, one second
   later for the proxy that did not answer it (after Redis was down: `purge_poll_seconds` later);

@@ -11,44 +11,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
-from prometheus_client.parser import text_string_to_metric_families
-
-from bench.soak_client import Came, Result
-from bench.soak_content import chat_digest, item_digest
+from bench.checked import Came, Result
+from bench.scrape import Scrape
 from bench.soak_judge import Window
 from bench.soak_rules import MODELS
 from bench.soak_upstream import Ending, UpstreamCall
+from bench.stamped import chat_digest, item_digest
 
 # From the answer to the call that it caused in the background, on a busy machine.
 _LATE_SECONDS = 2.0
 _CLOCK_STEP = 0.01
 # From the client that goes to the end of the upstream connection.
 _CANCEL_SECONDS = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Scrape:
-    """The counters of one proxy at one moment, by name and labels."""
-
-    samples: dict[tuple[str, frozenset[tuple[str, str]]], float]
-
-    @classmethod
-    def parse(cls, text: str) -> "Scrape":
-        """From the text format of Prometheus."""
-        return cls(
-            {
-                (sample.name, frozenset(sample.labels.items())): sample.value
-                for family in text_string_to_metric_families(text)
-                for sample in family.samples
-            }
-        )
-
-    def total(self, name: str, **labels: str) -> float:
-        """The sum over all series of a metric that have these labels."""
-        wanted = set(labels.items())
-        return sum(
-            value for (each, has), value in self.samples.items() if each == name and wanted <= has
-        )
 
 
 @dataclass(slots=True)

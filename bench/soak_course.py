@@ -9,17 +9,19 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.checked import Ask, Came, Result
 from bench.machine import resident_bytes
 from bench.processes import free_port
-from bench.soak_accounts import Scrape, attempts
-from bench.soak_client import Ask, Came, Result, SoakClient
-from bench.soak_content import chat_digest
+from bench.restartable import Restartable, proxy, redis
+from bench.scrape import Scrape
+from bench.soak_accounts import attempts
+from bench.soak_client import SoakClient
 from bench.soak_judge import Judge, Window
 from bench.soak_load import STEADY, Load
-from bench.soak_processes import Restartable, proxy, redis
 from bench.soak_purges import Purges
 from bench.soak_rules import SURVIVOR, VICTIM, settings
 from bench.soak_upstream import MOST_INPUTS, PROXY_HEADER, SoakUpstream
+from bench.stamped import chat_digest
 
 # For an answer that failed in the window and is read a little later.
 _TAIL_SECONDS = 0.5

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from math import inf
 
-from bench.soak_client import Ask, Came, Result
-from bench.soak_content import chat_digest
+from bench.checked import Ask, Came, Result
 from bench.soak_rules import MODELS, PROJECT_HEADER, TAGS_HEADER
 from bench.soak_upstream import Ending, UpstreamCall
+from bench.stamped import chat_digest
 
 # How much later than the upstream's last byte an answer may be stored, on a busy machine.
 SLACK_SECONDS = 1.0

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import Any
 
-from bench.soak_client import Ask
+from bench.checked import Ask
 from bench.soak_rules import ADMIN_HEADER, ADMIN_KEY, MODELS, PROJECT_HEADER, TAGS_HEADER
 from bench.soak_upstream import SLOW_MARK, STEADY_MARK
 

@@ -9,13 +9,14 @@ from math import inf
 
 import aiohttp
 
-from bench.soak_client import Ask, Result, SoakClient
-from bench.soak_content import chat_digest
+from bench.checked import Ask, Result
+from bench.soak_client import SoakClient
 from bench.soak_judge import Floor, Judge, targets_of
 from bench.soak_load import Load
 from bench.soak_orders import Order, order
 from bench.soak_rules import ADMIN_HEADER, ADMIN_KEY, PURGE_POLL_SECONDS, SURVIVOR, VICTIM
 from bench.soak_upstream import SoakUpstream
+from bench.stamped import chat_digest
 
 EVERY_SECONDS = (0.3, 2.0)
 # How much later a purge holds at the other proxy.

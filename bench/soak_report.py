@@ -8,9 +8,9 @@ from typing import Any
 
 import orjson
 
+from bench.checked import Came, Result
 from bench.report import table
 from bench.soak_accounts import cut_short, digests_of, unexplained, went_on
-from bench.soak_client import Came, Result
 from bench.soak_course import Course
 from bench.soak_judge import Complaint, Fault
 from bench.soak_purges import Sent

@@ -11,16 +11,8 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from bench.soak_content import (
-    Stamp,
-    as_base64,
-    chat_digest,
-    chat_usage,
-    chat_words,
-    item_digest,
-    token_count,
-    vector,
-)
+from bench.stamped import Stamp, chat_digest, chat_words, item_digest
+from bench.stamped_answers import completion, embeddings, items_of, stream_events
 
 HOST = "127.0.0.1"
 PROXY_HEADER = "x-soak-proxy"
@@ -122,7 +114,7 @@ class SoakUpstream:
             if (failure := self._failure(call)) is not None:
                 return failure
             if not body.get("stream"):
-                return _json(call, _completion(body, stamp))
+                return _json(call, completion(body, stamp))
             pause = SLOW_EVENT_SECONDS if slowly else EVENT_SECONDS
             return await self._stream(request, body, call, stamp, pause)
         except (asyncio.CancelledError, ConnectionError):
@@ -139,29 +131,24 @@ class SoakUpstream:
     ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
-        words = chat_words(stamp)
-        for at, word in enumerate(words):
-            if self.mood.breaks_streams and at == len(words) // 2:
+        events, words = stream_events(body, stamp), len(chat_words(stamp))
+        for at, event in enumerate(events[:words]):
+            if self.mood.breaks_streams and at == words // 2:
                 _end(call, Ending.BROKEN)
                 assert request.transport is not None
                 request.transport.abort()
                 return response
-            await response.write(_event(body, stamp, {"content": word}, None))
+            await response.write(event)
             await asyncio.sleep(pause * self.mood.slower)
-        end = _event(body, stamp, {}, "stop")
-        if (body.get("stream_options") or {}).get("include_usage"):
-            chunk = _chunk(body, stamp) | {"choices": [], "usage": chat_usage(body, stamp)}
-            end += b"data: " + orjson.dumps(chunk) + b"\n\n"
-        await response.write(end + b"data: [DONE]\n\n")
         # Before the last bytes leave: whoever has them all may ask for the end of this call.
         _end(call, Ending.WHOLE)
+        await response.write(b"".join(events[words:]))
         await response.write_eof()
         return response
 
     async def _embeddings(self, request: web.Request) -> web.StreamResponse:
         body = orjson.loads(await request.read())
-        given, model = body["input"], body["model"]
-        items = [given] if isinstance(given, str) else given
+        items, model = items_of(body), body["model"]
         call = self._called(request, tuple(item_digest(model, item) for item in items))
         if len(items) > MOST_INPUTS or len(set(items)) < len(items):
             _end(call, Ending.REFUSED)
@@ -173,20 +160,7 @@ class SoakUpstream:
             raise
         if (failure := self._failure(call)) is not None:
             return failure
-        encode = as_base64 if body.get("encoding_format") == "base64" else list
-        rows = [
-            {
-                "object": "embedding",
-                "index": index,
-                "embedding": encode(vector(_stamp(call, digest))),
-            }
-            for index, digest in enumerate(call.digests)
-        ]
-        rows.reverse()  # the API promises no order
-        tokens = sum(token_count(item) for item in items)
-        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        answer = {"object": "list", "data": rows, "model": model, "usage": usage}
-        return _json(call, answer)
+        return _json(call, embeddings(body, [_stamp(call, digest) for digest in call.digests]))
 
     def _called(self, request: web.Request, digests: tuple[str, ...]) -> UpstreamCall:
         call = UpstreamCall(
@@ -220,29 +194,3 @@ def _end(call: UpstreamCall, ending: Ending) -> None:
 def _json(call: UpstreamCall, answer: Mapping[str, Any]) -> web.Response:
     _end(call, Ending.WHOLE)
     return web.Response(body=orjson.dumps(answer), content_type="application/json")
-
-
-def _completion(body: Mapping[str, Any], stamp: Stamp) -> dict[str, Any]:
-    message = {"role": "assistant", "content": "".join(chat_words(stamp)), "refusal": None}
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
-    return _chunk(body, stamp) | {
-        "object": "chat.completion",
-        "choices": [choice],
-        "usage": chat_usage(body, stamp),
-    }
-
-
-def _chunk(body: Mapping[str, Any], stamp: Stamp) -> dict[str, Any]:
-    return {
-        "id": f"chatcmpl-{stamp.number}",
-        "object": "chat.completion.chunk",
-        "created": int(stamp.moment),
-        "model": body["model"],
-    }
-
-
-def _event(
-    body: Mapping[str, Any], stamp: Stamp, delta: Mapping[str, Any], finish: str | None
-) -> bytes:
-    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-    return b"data: " + orjson.dumps(_chunk(body, stamp) | {"choices": [choice]}) + b"\n\n"

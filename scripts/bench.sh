@@ -3,7 +3,7 @@
 #
 # A benchmark is a program bench/bench_NAME.py that can be started by itself. Nothing else should run
 # on the machine meanwhile. Without a name: what the goals of docs/performance.md are about, in 15 to
-# 20 minutes. All others, and the soak, run only where they are named.
+# 20 minutes. All others, the soak and the chaos, run only where they are named.
 set -euo pipefail
 
 bin="$1"

@@ -38,7 +38,8 @@ _NEARLY_SECONDS: Final = 0.1
 class Lease:
     """One use of one key; given back with `KeyPool.release`. `probe`: a retired key is tried.
 
-    `index` is the key's number in its pool, never used again for another; `taken_at` is monotonic.
+    `index` is the key's number in its pool, never used again for another; `taken_at` is monotonic,
+    `rejections` are those of the key until then.
     """
 
     serial: int
@@ -47,6 +48,7 @@ class Lease:
     probe: bool = False
     need: Need = field(default=_NO_NEED, repr=False)
     taken_at: float = 0.0
+    rejections: int = 0
 
 
 class KeyPool:
@@ -312,7 +314,7 @@ class KeyPool:
         key.allowance.take(need, now)
         self._serial += 1
         self._open[self._serial] = key
-        return Lease(self._serial, number, key.secret, probe, need, now)
+        return Lease(self._serial, number, key.secret, probe, need, now, key.rejections)
 
     def _cool(
         self, key: PooledKey, lease: Lease, seconds: float, now: float, *, quota: bool
@@ -335,9 +337,11 @@ class KeyPool:
     def _reject(self, key: PooledKey, lease: Lease, reason: str, now: float) -> Transition | None:
         if key.state is KeyState.RETIRED and not lease.probe:
             return None  # one rejection, seen by several requests at once
-        seconds = min(self._retire * 2**key.rejections, LONGEST_RETIREMENT_SECONDS)
-        key.rejections = min(key.rejections + 1, 30)
-        key.probe_at = now + seconds
+        # Others may have probed it at the same time, and told of it: that is no second rejection.
+        before = min(key.rejections, lease.rejections) if lease.probe else key.rejections
+        seconds = min(self._retire * 2**before, LONGEST_RETIREMENT_SECONDS)
+        key.rejections = max(key.rejections, min(before + 1, 30))
+        key.probe_at = max(key.probe_at, now + seconds)
         self._tell(key)
         return key.change(KeyState.RETIRED, reason, now, seconds)
 

@@ -9,7 +9,7 @@ import httpx
 import openai
 import pytest
 
-from proxy.standin import Script, server_error
+from proxy.standin import Close, Script, server_error
 from tests.integration.ageing import TTL_SECONDS, Ages, completion_id
 from tests.integration.conftest import NewAsker, NewClient
 from tests.integration.contract import Asker, Site, cache_status, chat, error_of, metric
@@ -214,6 +214,28 @@ def test_B67_whoever_answers_is_told_and_stored_under_the_name_asked_for(
     assert "x-upstream" not in again.headers, "nobody was asked"
     labels = f'{{fallback="true",profile="{profile}",upstream="azure"}}'
     assert running.counted(f"magic_proxy_upstream_answers_total{labels}") == 1
+
+
+@pytest.mark.parametrize("close", list(Close))
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunks"])
+@pytest.mark.parametrize("path", ["/chat/completions", "/embeddings"])
+def test_B63_a_plain_answer_that_breaks_off_is_asked_for_along_the_chain(
+    path: str, chunked: bool, close: Close, ask: NewAsker, site: Site
+) -> None:
+    running = ask(chained(site))
+    broken = Script(split_bytes=40, close_after=1, close=close, chunked=chunked)
+    site.standin.app.script(broken, credential="sk-first", path=path)
+    text = f"breaks off: {chunked} {close}"  # others share the store
+    inputs = {"model": "main", "input": [text, "two"]}
+    body = chat(text, model="main") if path == "/chat/completions" else inputs
+
+    answer, again = running(body, path=path), running(body, path=path)
+
+    assert answer.status_code == 200
+    assert answer.headers["x-upstream"] == "azure/backup"
+    assert [seen.credential for seen in site.standin.app.requests] == ["sk-first", "sk-second"]
+    assert again.headers["x-cache"] == "HIT"
+    assert again.content == answer.content
 
 
 def test_the_first_of_a_chain_is_told_too(ask: NewAsker, site: Site) -> None:

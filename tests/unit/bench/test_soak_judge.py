@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from bench.checked import Ask, Came, Result
 from bench.soak_accounts import unexplained
-from bench.soak_client import Ask, Came, Result
-from bench.soak_content import (
+from bench.soak_judge import Fault, Floor, Judge, Window
+from bench.soak_upstream import Ending, UpstreamCall
+from bench.stamped import (
     Said,
     Stamp,
     Wrong,
@@ -22,8 +24,6 @@ from bench.soak_content import (
     token_count,
     vector,
 )
-from bench.soak_judge import Fault, Floor, Judge, Window
-from bench.soak_upstream import Ending, UpstreamCall
 
 BODY = {
     "model": "plain",

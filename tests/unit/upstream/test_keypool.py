@@ -162,6 +162,23 @@ def test_B62_a_failed_probe_retires_for_twice_as_long() -> None:
     assert keys.states(1_801.0)[0].seconds == 600.0, "a success starts anew"
 
 
+def test_B66_probes_of_several_replicas_at_once_are_one_rejection() -> None:
+    mine, others = pool(A), pool(A)
+    use(others, KeyRejected("status 401"), 0.0)
+    for digest, news in others.news(0.0).items():
+        mine.learn(digest, news, 0.0)
+    probe = taken(mine, 600.0)
+    use(others, KeyRejected("status 401"), 600.0)
+    for digest, news in others.news(600.0).items():
+        mine.learn(digest, news, 600.0)
+
+    mine.report(probe, KeyRejected("status 401"), 600.5)
+    mine.release(probe)
+
+    assert mine.states(600.5)[0].seconds == 1_200.0
+    assert mine.news(600.5)[A.digest].rejections == 2
+
+
 def test_B62_retirement_is_at_most_a_day() -> None:
     keys = pool(A)
     now = 0.0

@@ -1,4 +1,4 @@
-"""Processes that the soak kills and starts again: the proxies, and Redis."""
+"""Processes that are killed and started again: the proxies, and Redis."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""What the soak's upstream answers, and how a client knows whether an answer is right.
+"""What an upstream answers here, and how a client knows whether an answer is right.
 
 Every answer carries a stamp: the digest of the request that it belongs to, the version of the
 upstream's knowledge, the number of the call and the moment it came in. The rest of the answer is
@@ -120,6 +120,28 @@ def check_embeddings(body: Mapping[str, Any], answer: Any) -> list[Stamp]:
         _check_vector(item_digest(body["model"], item), row["embedding"], packed=packed)
         for item, row in zip(items, rows, strict=True)
     ]
+
+
+def through_digest(path: str, body: Mapping[str, Any]) -> str:
+    """Of a request that passes through: its path from `/v1` on, and its body, empty for a GET."""
+    return _digest(orjson.dumps([path, body], option=orjson.OPT_SORT_KEYS))
+
+
+def through_answer(stamp: Stamp) -> dict[str, Any]:
+    """What passes back."""
+    moment = f"{stamp.moment:.3f}"
+    stamped = {"digest": stamp.digest, "version": stamp.version, "number": stamp.number}
+    return {"object": "list", "data": [], **stamped, "moment": moment, "words": chat_words(stamp)}
+
+
+def check_through(path: str, body: Mapping[str, Any], answer: Any) -> Stamp:
+    """The stamp of what passed back. Raises Wrong where it is not the whole right answer."""
+    stamp = Stamp(answer["digest"], answer["version"], answer["number"], float(answer["moment"]))
+    if stamp.digest != through_digest(path, body):
+        raise Wrong(f"the answer to another request: {str(answer)[:80]}")
+    if answer != through_answer(stamp):
+        raise Wrong(f"not the whole answer: {answer}")
+    return stamp
 
 
 def _check_vector(digest: str, embedding: Any, *, packed: bool) -> Stamp:
