@@ -27,8 +27,8 @@ from proxy.upstream.troubles import TROUBLE_STATUSES, trouble_of
 from proxy.upstream.upload import Upload
 from proxy.upstream.verdict import (
     KeyLimited,
-    KeyRejected,
     KeyWorks,
+    Neutral,
     Trouble,
     UpstreamFault,
     Verdict,
@@ -195,8 +195,8 @@ class Attempts:
         if trouble in ahead.troubles:
             return Answered(read, verdict, is_final=False, trouble=trouble)
         verdict = classify(status, headers, read.head, wall)
-        is_bad = may_follow and isinstance(verdict, KeyLimited | KeyRejected | UpstreamFault)
-        return Answered(read, verdict, is_final=not is_bad)
+        is_good = isinstance(verdict, KeyWorks | Neutral)
+        return Answered(read, verdict, is_final=is_good or not may_follow)
 
     async def _awaited(self, response: UpstreamResponse) -> UpstreamResponse:
         """The answer, and what its reader awaits of it. Raises `UpstreamError` if it breaks off."""
