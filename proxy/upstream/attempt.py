@@ -20,6 +20,7 @@ from proxy.upstream.connection import least
 from proxy.upstream.guard import Passage
 from proxy.upstream.headers import for_upstream
 from proxy.upstream.keypool import Lease
+from proxy.upstream.masking import masked
 from proxy.upstream.outgoing import body_for, is_repeatable, url_for
 from proxy.upstream.replay import read_ahead
 from proxy.upstream.running import Upstream
@@ -140,6 +141,8 @@ class Attempts:
             response = await upstream.transport.send(self._request(profile, upstream, body, lease))
             try:
                 answered = await self._judged(upstream, response, passage, ahead)
+                if lease is not None:
+                    answered.response = await masked(answered.response, lease.secret)
             except BaseException:  # cancellation too: nobody else has this response
                 await response.aclose()
                 raise

@@ -98,6 +98,11 @@ def classify(status: int, headers: Headers, body: bytes, wall: float) -> Verdict
         return KeyLimited(wait_seconds(lower, wall), quota=True)
     if status == _TOO_MANY:
         return KeyLimited(wait_seconds(lower, wall))
+    return _refusal(status, places, codes)
+
+
+def _refusal(status: int, places: list[dict[str, Any]], codes: set[str]) -> Verdict:
+    """What a 401 or 403 says of the key."""
     if codes & UNFIT_CODES or _says(places, UNFIT_WORDS):
         return KeyUnfit()
     if status == _UNAUTHORIZED:
