@@ -52,9 +52,14 @@ async def test_B68_nobody_listens(opened: Opener) -> None:
 async def test_B68_idle_connections_are_kept_alive(opened: Opener) -> None:
     async with Server(answering(OK)) as server, opened(server.root) as transport:
         await whole(await transport.send(post(server.root)))
-        port = server.peers[0].writer.get_extra_info("peername")[1]
+        writer = server.peers[0].writer
+        ends = [writer.get_extra_info(name)[1] for name in ("peername", "sockname")]
         sockets = [line.split() for line in _SOCKETS.read_text().splitlines()[1:]]
-        timers = [fields[5] for fields in sockets if fields[1].endswith(f":{port:04X}")]
+        timers = [
+            fields[5]
+            for fields in sockets
+            if [int(end.partition(":")[2], 16) for end in fields[1:3]] == ends
+        ]
         assert [timer.partition(":")[0] for timer in timers] == ["02"], "that of keep-alive runs"
 
 
