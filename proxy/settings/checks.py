@@ -35,7 +35,6 @@ def contradictions(settings: "Settings") -> list[Problem]:
         *_store(settings),
         *_upstream_names(settings),
         *_model_names(settings),
-        *_cycles(settings),
         *_clients(settings),
         *_exposure(settings),
         *_metadata(settings),
@@ -87,7 +86,7 @@ def _model_names(settings: "Settings") -> Iterator[Problem]:
                     yield Problem(
                         ("models", name, setting, place), _unknown("model", fallback, known)
                     )
-                elif fallback == name and setting != "fallbacks":  # there it is a circle
+                elif fallback == name:  # two may, for each other: chains are not transitive
                     yield Problem(
                         ("models", name, setting, place), "a model can't stand in for itself"
                     )
@@ -101,12 +100,6 @@ def _model_names(settings: "Settings") -> Iterator[Problem]:
 def _unknown(kind: str, name: str, known: Mapping[str, object]) -> str:
     listed = ", ".join(known) if known else "none is listed"
     return f"there is no {kind} `{name}`{did_you_mean(name, known)}; known: {listed}"
-
-
-def _cycles(settings: "Settings") -> Iterator[Problem]:
-    fallbacks = {name: model.fallbacks for name, model in settings.models.items()}
-    for name, place, circle in _circles(fallbacks):
-        yield Problem(("models", name, "fallbacks", place), f"the fallbacks go round: {circle}")
 
 
 def _circles(follows: Mapping[str, Sequence[str | None]]) -> Iterator[tuple[str, int, str]]:

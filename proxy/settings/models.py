@@ -114,10 +114,13 @@ class Settings(Section):
     unlisted_models: UnlistedModels = Field(
         default=UnlistedModels.FORWARD,
         description="A model name that `models` does not list: `forward` sends it to the default "
-        "upstream under its own name, `refuse` answers 404.",
+        "upstream under its own name, `refuse` answers 404. Only chat completions, embeddings and "
+        "WebSockets are looked at: what else passes through is not.",
     )
     aliases: Mapping[Text, Text] = Field(
-        default={}, description="Further names of internal models: `alias: internal name`."
+        default={},
+        description="Further names of internal models: `alias: internal name`. Like `models`, for "
+        "chat completions, embeddings and WebSockets.",
     )
     catalogue: CatalogueKind | None = Field(
         default=None,

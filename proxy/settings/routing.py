@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias
 
-from pydantic import BeforeValidator, Field, JsonValue
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue
 
 from proxy.settings.types import Amount, Plain, Section, Text, plain_scalar
 
@@ -29,7 +29,25 @@ def _typed(value: Any) -> Any:
             return value
 
 
-Params: TypeAlias = Annotated[Mapping[str, JsonValue], BeforeValidator(_typed)]
+# How an answer is delivered is what a client asks for, whatever was stored; the model's name has a
+# setting of its own.
+_NOT_PARAMS: Final[Mapping[str, str]] = {
+    "model": "`model` is a setting beside `params`",
+    "stream": "`stream` is for clients to say",
+    "stream_options": "`stream_options` is for clients to say; `request_usage` of the upstream "
+    "has usage counted without",
+}
+
+
+def _only_content(value: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
+    if refused := [why for name, why in _NOT_PARAMS.items() if name in value]:
+        raise ValueError("; ".join(refused))
+    return value
+
+
+Params: TypeAlias = Annotated[
+    Mapping[str, JsonValue], BeforeValidator(_typed), AfterValidator(_only_content)
+]
 
 
 class CatalogueKind(StrEnum):
@@ -49,10 +67,13 @@ class ModelSettings(Section):
         default=None, description="The upstream's name for it; default: the internal name."
     )
     params: Params = Field(
-        default={}, description="Members of the body that are always set to these values."
+        default={},
+        description="Members of the body that are always set to these values; not `model`, "
+        "`stream` and `stream_options`.",
     )
     default_params: Params = Field(
-        default={}, description="Members of the body that are set where a request has none."
+        default={},
+        description="Members of the body that are set where a request has none; as for `params`.",
     )
     fallbacks: tuple[Text, ...] = Field(
         default=(), description="Internal model names to try in turn when this one fails."

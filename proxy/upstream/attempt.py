@@ -20,6 +20,7 @@ from proxy.upstream.connection import least
 from proxy.upstream.guard import Passage
 from proxy.upstream.headers import for_upstream
 from proxy.upstream.keypool import Lease
+from proxy.upstream.masking import masked
 from proxy.upstream.outgoing import body_for, is_repeatable, url_for
 from proxy.upstream.replay import read_ahead
 from proxy.upstream.running import Upstream
@@ -27,8 +28,8 @@ from proxy.upstream.troubles import TROUBLE_STATUSES, trouble_of
 from proxy.upstream.upload import Upload
 from proxy.upstream.verdict import (
     KeyLimited,
-    KeyRejected,
     KeyWorks,
+    Neutral,
     Trouble,
     UpstreamFault,
     Verdict,
@@ -140,6 +141,8 @@ class Attempts:
             response = await upstream.transport.send(self._request(profile, upstream, body, lease))
             try:
                 answered = await self._judged(upstream, response, passage, ahead)
+                if lease is not None:
+                    answered.response = await masked(answered.response, lease.secret)
             except BaseException:  # cancellation too: nobody else has this response
                 await response.aclose()
                 raise
@@ -195,8 +198,8 @@ class Attempts:
         if trouble in ahead.troubles:
             return Answered(read, verdict, is_final=False, trouble=trouble)
         verdict = classify(status, headers, read.head, wall)
-        is_bad = may_follow and isinstance(verdict, KeyLimited | KeyRejected | UpstreamFault)
-        return Answered(read, verdict, is_final=not is_bad)
+        is_good = isinstance(verdict, KeyWorks | Neutral)
+        return Answered(read, verdict, is_final=is_good or not may_follow)
 
     async def _awaited(self, response: UpstreamResponse) -> UpstreamResponse:
         """The answer, and what its reader awaits of it. Raises `UpstreamError` if it breaks off."""

@@ -171,8 +171,8 @@ class AttemptObserver(Protocol):
     """Is told of every attempt, retries included, and of those that were not made."""
 
     def attempted(self, upstream: str, result: str) -> None:
-        """`result` is `ok`, `key-limited`, `key-rejected`, `fault`, `refused`, an error code, or
-        `cancelled` where nobody waited any more for the answer to begin.
+        """`result` is `ok`, `key-limited`, `key-rejected`, `key-unfit`, `fault`, `refused`, an
+        error code, or `cancelled` where nobody waited any more for the answer to begin.
         """
         ...
 

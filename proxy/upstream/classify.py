@@ -12,6 +12,7 @@ from proxy.upstream.retry_after import retry_after_seconds, wait_seconds
 from proxy.upstream.verdict import (
     KeyLimited,
     KeyRejected,
+    KeyUnfit,
     KeyWorks,
     Neutral,
     UpstreamFault,
@@ -60,6 +61,11 @@ CLIENT_CODES = frozenset(
     }
 )
 
+# Refusals with status 401 or 403 of a good key that lacks a permission, which depends on what is
+# asked: any client can ask for what no key may do. OpenAI says it in a code or in words alone.
+UNFIT_CODES = frozenset({"missing_scope", "insufficient_permissions"})
+UNFIT_WORDS = ("missing scopes", "insufficient permissions for this operation")
+
 # 408: the upstream gave up reading. 501 and 505 answer what was asked: they say that it can't be.
 FAULT_STATUSES = frozenset({408, *range(500, 600)} - {501, 505})
 
@@ -86,11 +92,19 @@ def classify(status: int, headers: Headers, body: bytes, wall: float) -> Verdict
     if status not in BODY_STATUSES:
         return KeyWorks() if status < _FIRST_ERROR else Neutral()
     lower = tuple((name.lower(), value) for name, value in headers)
-    codes = _codes(error_places(plain(lower, body)))
+    places = error_places(plain(lower, body))
+    codes = _codes(places)
     if status == _PAYMENT_REQUIRED or (status != _UNAUTHORIZED and codes & QUOTA_CODES):
         return KeyLimited(wait_seconds(lower, wall), quota=True)
     if status == _TOO_MANY:
         return KeyLimited(wait_seconds(lower, wall))
+    return _refusal(status, places, codes)
+
+
+def _refusal(status: int, places: list[dict[str, Any]], codes: set[str]) -> Verdict:
+    """What a 401 or 403 says of the key."""
+    if codes & UNFIT_CODES or _says(places, UNFIT_WORDS):
+        return KeyUnfit()
     if status == _UNAUTHORIZED:
         return Neutral() if codes & CLIENT_CODES else KeyRejected("status 401")
     closed = sorted(codes & CLOSED_CODES)
@@ -145,3 +159,8 @@ def _codes(places: list[dict[str, Any]]) -> set[str]:
         for member in ("code", "type", "status")
         if isinstance(value := place.get(member), str)
     }
+
+
+def _says(places: list[dict[str, Any]], words: tuple[str, ...]) -> bool:
+    said = [place["message"].lower() for place in places if isinstance(place.get("message"), str)]
+    return any(each in message for message in said for each in words)

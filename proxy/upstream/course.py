@@ -17,7 +17,7 @@ from proxy.upstream.last_word import LastWord
 from proxy.upstream.needs import Needs
 from proxy.upstream.replay import Leased
 from proxy.upstream.running import Upstream
-from proxy.upstream.verdict import KeyLimited, KeyRejected, Trouble, UpstreamFault
+from proxy.upstream.verdict import KeyLimited, KeyRejected, KeyUnfit, Trouble, UpstreamFault
 
 
 @dataclass(slots=True)
@@ -247,7 +247,7 @@ class Course:
         match result.verdict:
             case UpstreamFault(again=again):
                 turn.owes, turn.repeats = True, again
-            case KeyLimited() | KeyRejected() if lease is not None:
+            case KeyLimited() | KeyRejected() | KeyUnfit() if lease is not None:
                 turn.refused.add(lease.index)
             case _:
                 pass

@@ -27,6 +27,9 @@ from proxy.upstream.verdict import (
 # However often a key is rejected, it is probed once a day: accounts are reopened.
 LONGEST_RETIREMENT_SECONDS = 86_400.0
 
+# Where all keys are retired, one is tried so often all the same: it may not have been their fault.
+LAST_RESORT_SECONDS: Final = 5.0
+
 # Keys whose headroom is within a tenth of each other count as equal: load and weights decide.
 _STEPS: Final = 10
 _NO_NEED: Final = Need()
@@ -39,7 +42,8 @@ class Lease:
     """One use of one key; given back with `KeyPool.release`. `probe`: a retired key is tried.
 
     `index` is the key's number in its pool, never used again for another; `taken_at` is monotonic,
-    `rejections` are those of the key until then.
+    `rejections` are those of the key until then. `is_early`: its time has not come, but no other
+    key of the pool is left.
     """
 
     serial: int
@@ -49,6 +53,7 @@ class Lease:
     need: Need = field(default=_NO_NEED, repr=False)
     taken_at: float = 0.0
     rejections: int = 0
+    is_early: bool = False
 
 
 class KeyPool:
@@ -75,6 +80,7 @@ class KeyPool:
         self._quota_cooldown = quota_cooldown_seconds
         self._retire = retire_seconds
         self._turn = 0.0
+        self._resort_at = 0.0
         self._serial = 0
         self._numbers = 0
         self._keys: dict[int, PooledKey] = {}
@@ -126,7 +132,8 @@ class KeyPool:
         """A key whose number is not `excluded`, or None where each rests, is excluded, or used up.
 
         A retired key whose time has come goes first, so that it comes back while others work;
-        without `may_probe` (the request can't be sent twice) it goes last.
+        without `may_probe` (the request can't be sent twice) it goes last. Where all are retired
+        one is given out now and then before its time.
         """
         due: dict[int, PooledKey] = {}
         ready: dict[int, PooledKey] = {}
@@ -140,6 +147,11 @@ class KeyPool:
             return self._lease(first, need, now, probe=True)
         if ready:
             return self._lease(self._chosen(ready, need, now), need, now, probe=False)
+        resorts = [n for n in self._last_resorts(now, need) if n not in excluded]
+        if resorts:
+            self._resort_at = now + LAST_RESORT_SECONDS
+            lease = self._lease(min(resorts, key=self._order), need, now, probe=True)
+            return replace(lease, is_early=True)
         return None
 
     def release(self, lease: Lease) -> None:
@@ -201,10 +213,11 @@ class KeyPool:
 
     def exhausted(self, now: float, need: Need = _NO_NEED) -> bool:
         """True where no key can be given out, whichever a request has tried."""
-        return not any(
+        usable = any(
             key.may_be_used(now) and key.allowance.wait(need, now) <= 0.0
             for key in self._keys.values()
         )
+        return not usable and not self._last_resorts(now, need)
 
     def is_short(self, now: float) -> bool:
         """True where some of the keys rest, are retired, or used up."""
@@ -283,6 +296,17 @@ class KeyPool:
                 number, self._numbers = self._numbers, self._numbers + 1
             self._keys[number] = key or PooledKey(secret)
 
+    def _last_resorts(self, now: float, need: Need) -> dict[int, PooledKey]:
+        """Those to try where all are retired; at most one of them in a while."""
+        keys = self._keys
+        if now < self._resort_at or any(k.state is not KeyState.RETIRED for k in keys.values()):
+            return {}
+        return {
+            number: key
+            for number, key in keys.items()
+            if not key.probing and key.cool_until <= now and key.allowance.wait(need, now) <= 0.0
+        }
+
     def _chosen(self, ready: Mapping[int, PooledKey], need: Need, now: float) -> int:
         if len(ready) == 1:
             return next(iter(ready))
@@ -335,8 +359,9 @@ class KeyPool:
         return key.change(KeyState.COOLING, reason, now, key.cool_until - now)
 
     def _reject(self, key: PooledKey, lease: Lease, reason: str, now: float) -> Transition | None:
-        if key.state is KeyState.RETIRED and not lease.probe:
-            return None  # one rejection, seen by several requests at once
+        self._resort_at = now + LAST_RESORT_SECONDS
+        if key.state is KeyState.RETIRED and (lease.is_early or not lease.probe):
+            return None  # one rejection, seen by several requests at once, or before its time
         # Others may have probed it at the same time, and told of it: that is no second rejection.
         before = min(key.rejections, lease.rejections) if lease.probe else key.rejections
         seconds = min(self._retire * 2**before, LONGEST_RETIREMENT_SECONDS)

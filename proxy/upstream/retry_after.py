@@ -90,6 +90,8 @@ def _number(text: str) -> float | None:
 def _moment(text: str) -> float | None:
     try:
         moment = parsedate_to_datetime(text)
+    except OverflowError:  # a date of numbers that no machine word holds
+        return None
     except ValueError:
         try:
             moment = datetime.fromisoformat(text)

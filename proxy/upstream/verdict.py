@@ -29,6 +29,11 @@ class KeyRejected:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyUnfit:
+    """The key is good, but may not be used for what was asked; another one may."""
+
+
+@dataclass(frozen=True, slots=True)
 class UpstreamFault:
     """The upstream or the way to it failed; this says nothing about the key.
 
@@ -60,6 +65,8 @@ def result_of(verdict: "Verdict") -> str:
             return "key-limited"
         case KeyRejected():
             return "key-rejected"
+        case KeyUnfit():
+            return "key-unfit"
         case UpstreamFault():
             return "fault"
         case Neutral():
@@ -68,4 +75,4 @@ def result_of(verdict: "Verdict") -> str:
             assert_never(verdict)
 
 
-Verdict: TypeAlias = KeyWorks | KeyLimited | KeyRejected | UpstreamFault | Neutral
+Verdict: TypeAlias = KeyWorks | KeyLimited | KeyRejected | KeyUnfit | UpstreamFault | Neutral

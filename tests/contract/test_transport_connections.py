@@ -27,6 +27,8 @@ from tests.contract.transports import SOON, Opener, post, sending, whole
 
 pytestmark = pytest.mark.anyio
 
+_SOCKETS = Path("/proc/net/tcp")
+
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> Path:
@@ -44,6 +46,21 @@ async def test_B68_nobody_listens(opened: Opener) -> None:
     async with opened(root) as transport:
         with pytest.raises(UpstreamUnreachable):
             await transport.send(post(root))
+
+
+@pytest.mark.skipif(not _SOCKETS.exists(), reason="the system does not list its sockets there")
+async def test_B68_idle_connections_are_kept_alive(opened: Opener) -> None:
+    async with Server(answering(OK)) as server, opened(server.root) as transport:
+        await whole(await transport.send(post(server.root)))
+        writer = server.peers[0].writer
+        ends = [writer.get_extra_info(name)[1] for name in ("peername", "sockname")]
+        sockets = [line.split() for line in _SOCKETS.read_text().splitlines()[1:]]
+        timers = [
+            fields[5]
+            for fields in sockets
+            if [int(end.partition(":")[2], 16) for end in fields[1:3]] == ends
+        ]
+        assert [timer.partition(":")[0] for timer in timers] == ["02"], "that of keep-alive runs"
 
 
 async def test_B68_an_unknown_name(opened: Opener) -> None:

@@ -281,6 +281,10 @@ def _mixed_session(proxy: ServedProxy, standin: RunningStandIn) -> str:
     """All that clients are told while everything happens; questions and answers left out."""
     standin.app.script(rate_limited(), credential=SECRETS["first upstream key"])
     standin.app.script(unauthorised(), credential=SECRETS["second upstream key"])
+    for each in ("first", "second", "third"):
+        used = SECRETS[f"{each} upstream key"]
+        error = Script(status=404, body={"error": {"message": f"Who is {used}?"}})
+        standin.app.script(error, credential=used, path="/echo", times=None)
     key, question = SECRETS["client key"], SECRETS["prompt"]
     standin.app.script(Script(content=SECRETS["answer"]), times=None, path="/chat/completions")
     admin = {"x-admin-key": SECRETS["admin key"], "cookie": f"s={SECRETS['cookie']}"}
@@ -299,6 +303,7 @@ def _mixed_session(proxy: ServedProxy, standin: RunningStandIn) -> str:
         post(url, chat(question), key=key, headers={"x-api-key": SECRETS["own credential"]}),
         post(url, {"model": "e", "input": question}, path=EMBEDDINGS_PATH, key=key),
         post(url, chat(question), path="/nothing", key=key),
+        post(url, chat(question), path="/echo", key=key),
         post(
             url, chat(question), path=CHAT_PATH + "?api_key=" + SECRETS["own credential"], key=key
         ),

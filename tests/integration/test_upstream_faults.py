@@ -238,6 +238,18 @@ def test_B63_a_plain_answer_that_breaks_off_is_asked_for_along_the_chain(
     assert again.content == answer.content
 
 
+def test_B63_two_models_can_stand_in_for_each_other(ask: NewAsker, site: Site) -> None:
+    settings = chained(site)
+    settings["models"]["backup"]["fallbacks"] = ["main"]
+    running = ask(settings)
+    site.standin.app.script(server_error(500), credential="sk-first")
+    site.standin.app.script(server_error(500), credential="sk-second")
+    site.standin.app.script(server_error(500), credential="sk-second")
+    assert running(chat("1", model="main")).status_code == 500, "each is asked once"
+    answer = running(chat("2", model="backup"))
+    assert (answer.status_code, answer.headers["x-upstream"]) == (200, "openai/main")
+
+
 def test_the_first_of_a_chain_is_told_too(ask: NewAsker, site: Site) -> None:
     running = ask(chained(site))
     answer = running(chat("plain", model="main"))

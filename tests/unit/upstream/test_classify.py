@@ -12,6 +12,7 @@ from proxy.upstream.classify import LONGEST_BODY, classify
 from proxy.upstream.verdict import (
     KeyLimited,
     KeyRejected,
+    KeyUnfit,
     KeyWorks,
     Neutral,
     UpstreamFault,
@@ -27,6 +28,12 @@ def error(code: str | None, kind: str = "x") -> bytes:
         kind.encode(),
         spelled.encode(),
     )
+
+
+LACKS_SCOPE = (
+    b'{"error": {"message": "You have insufficient permissions for this operation. Missing scopes: '
+    b'api.responses.write.", "type": "invalid_request_error", "param": null, "code": null}}'
+)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +65,9 @@ def error(code: str | None, kind: str = "x") -> bytes:
         (401, {}, b"\xff not json", KeyRejected("status 401")),
         (401, {}, error("mismatched_organization"), Neutral()),
         (401, {}, error("invalid_project"), Neutral()),
+        (401, {}, error("missing_scope"), KeyUnfit()),
+        (401, {}, LACKS_SCOPE, KeyUnfit()),
+        (403, {}, LACKS_SCOPE, KeyUnfit()),
         (403, {}, error("account_deactivated"), KeyRejected("status 403, account_deactivated")),
         (403, {}, error("unsupported_country_region_territory"), Neutral()),
         (403, {}, b"", Neutral()),

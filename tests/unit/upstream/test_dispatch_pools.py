@@ -114,6 +114,24 @@ async def test_B62_a_fault_of_the_upstream_goes_to_the_next_key_and_touches_none
     assert world.states() == [KeyState.AVAILABLE] * 2
 
 
+async def test_B62_a_request_that_no_key_may_make_empties_no_pool() -> None:
+    world = World(up("up", "a", "b"))
+    transport = world.on(any=[refused("missing_scope")])
+    exchange = await world.send()
+    assert (exchange.response.status, transport.used) == (401, ["a", "b"])
+    assert await body_of(exchange) == refused("missing_scope").body
+    await exchange.response.aclose()
+    assert world.states() == [KeyState.AVAILABLE] * 2
+    assert world.in_flight() == 0
+
+
+async def test_B62_a_key_that_lacks_a_permission_is_stood_in_for_by_another() -> None:
+    world = World(up("up", "a", "b"))
+    world.on(a=[refused("missing_scope")])
+    assert [(await world.ok()).response.status for _ in range(3)] == [200] * 3
+    assert world.states() == [KeyState.AVAILABLE] * 2
+
+
 async def test_B62_a_retired_key_comes_back_through_a_probe() -> None:
     world = World(up("up", "a", "b", key_retire_seconds=600.0))
     transport = world.on(a=[refused(), refused(), Answer()])

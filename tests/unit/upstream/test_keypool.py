@@ -152,11 +152,34 @@ def test_B62_a_rejected_key_is_probed_by_one_request_at_a_time() -> None:
     assert states(keys) == [KeyState.AVAILABLE, KeyState.AVAILABLE]
 
 
+def test_B62_where_all_keys_are_retired_one_is_tried_now_and_then() -> None:
+    keys = pool(A, B)
+    use(keys, KeyRejected("status 401"), 0.0)
+    use(keys, KeyRejected("status 401"), 1.0)
+    assert keys.exhausted(5.0)
+    assert keys.acquire(5.0) is None
+    assert not keys.exhausted(6.0)
+    assert use(keys, KeyRejected("status 401"), 6.0) == 0
+    assert keys.acquire(10.0) is None
+    waiting = [status.seconds for status in keys.states(10.0)]
+    assert waiting == [590.0, 591.0], "tried too early, it rests no longer for it"
+    assert use(keys, KeyWorks(), 11.0) == 1
+    assert states(keys, 11.0) == [KeyState.RETIRED, KeyState.AVAILABLE]
+    assert {use(keys, KeyWorks(), 30.0) for _ in range(3)} == {1}, "now one is left that works"
+
+
+def test_B62_a_key_whose_quota_is_used_up_is_not_tried_for_want_of_others() -> None:
+    keys = pool(A, B)
+    use(keys, KeyRejected("status 401"))
+    use(keys, KeyLimited(None, quota=True))
+    assert keys.acquire(500.0) is None
+
+
 def test_B62_a_failed_probe_retires_for_twice_as_long() -> None:
     keys = pool(A)
     use(keys, KeyRejected("status 401"), 0.0)
     use(keys, KeyRejected("status 401"), 600.0)
-    assert keys.acquire(1_799.0) is None
+    assert keys.states(600.0)[0].seconds == 1_200.0
     use(keys, KeyWorks(), 1_800.0)
     use(keys, KeyRejected("status 401"), 1_801.0)
     assert keys.states(1_801.0)[0].seconds == 600.0, "a success starts anew"

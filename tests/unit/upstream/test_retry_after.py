@@ -38,6 +38,8 @@ WALL = 1_800_000_000.0  # Fri, 15 Jan 2027 08:00:00 GMT
         ("s", None),
         ("nan", None),
         ("inf", None),
+        ("Thu, 01 Jan 99999999999999 00:00:00 GMT", None),
+        ("Thu, 01 Jan 2027 99999999999999999999:00:00 GMT", None),
     ],
 )
 def test_B62_a_time_in_any_spelling(text: str, seconds: float | None) -> None:
