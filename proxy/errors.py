@@ -239,9 +239,10 @@ class CircuitOpen(UpstreamError):
     status = 503
     code = "upstream_circuit_open"
 
-    def __init__(self, message: str, *, seconds: float = 0.0) -> None:
-        super().__init__(message, retry_after_seconds=seconds)
-        self.seconds = seconds
+    @property
+    def seconds(self) -> float:
+        """Until it may be asked; 0 where it may be now."""
+        return self.retry_after_seconds or 0.0
 
 
 class NoConnectionFree(UpstreamError):

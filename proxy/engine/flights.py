@@ -108,9 +108,10 @@ class Flights:
         rule = plan.derivation.rule
         joins = finishes = False
         if key is not None and rule is not None and not plan.control.no_store:
-            shares = rule.coalesce is not Coalescing.OFF and rule.ttl_seconds > 0
-            joins = errand in _JOINABLE and shares
-            finishes = errand in _UNATTENDED or rule.on_disconnect is OnDisconnect.FINISH
+            is_kept = rule.ttl_seconds > 0
+            joins = errand in _JOINABLE and is_kept and rule.coalesce is not Coalescing.OFF
+            is_finished = is_kept and rule.on_disconnect is OnDisconnect.FINISH
+            finishes = errand in _UNATTENDED or is_finished
         now = self._clock.wall()
         refreshes = errand in _UNATTENDED
         flight = Flight(

@@ -112,12 +112,11 @@ class UpstreamSet:
             if guard.state is CircuitState.CLOSED:
                 return None
             refusals[name] = guard.refusal
-            if not refusals[name].seconds:
-                return refusals[name]
-        if self._observer is not None:
+        soonest = min(refusals.values(), key=lambda refusal: refusal.seconds, default=None)
+        if self._observer is not None and soonest is not None and soonest.seconds:
             for name in refusals:
                 self._observer.withheld(name, "circuit-open")
-        return min(refusals.values(), key=lambda refusal: refusal.seconds, default=None)
+        return soonest
 
     def account_headers(self, chain: Chain) -> tuple[bytes, ...]:
         """Names (lower case) of the request headers that choose an account along this chain."""

@@ -54,7 +54,7 @@ class Guard:
         return CircuitOpen(
             f"The upstream {self._name!r} has failed too often just now, and is left alone for a "
             "moment.",
-            seconds=self.seconds_to_probe,
+            retry_after_seconds=self.seconds_to_probe,
         )
 
     @property

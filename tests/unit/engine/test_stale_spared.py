@@ -17,8 +17,8 @@ from tests.unit.engine.upstreams import DONE, turns
 
 pytestmark = pytest.mark.anyio
 
-OPEN = CircuitOpen("left alone", seconds=3.0)
-PROBED = CircuitOpen("left alone", seconds=0.0)
+OPEN = CircuitOpen("left alone", retry_after_seconds=3.0)
+PROBED = CircuitOpen("left alone", retry_after_seconds=0.0)
 SPARED = 'detail="stale-if-error:upstream_circuit_open"'
 
 
