@@ -34,24 +34,30 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local number = tonumber(redis.call('HGET', key, '#') or 0)
 """
 
-# How long to keep, then name, cooling, retired, rejections, restored and reason by turns.
+# How long to keep, when it was sent by this clock or a bit later (0: not known), then name,
+# cooling, retired, rejections, restored and reason by turns. A server that was frozen runs it late.
 _POST: Final = RedisScript(
     _COMMON
     + """
-local kept = tonumber(ARGV[1])
+local kept, sent = tonumber(ARGV[1]), tonumber(ARGV[2])
+local late = sent > 0 and math.max(now - sent, 0) or 0
 local function parts(value)
   local number, cool, probe, rejections, reason =
     string.match(value, '^(%d+) (%d+) (-?%d+) (%d+) (.*)$')
   return tonumber(number or 0), tonumber(cool or 0), tonumber(probe or 0),
     tonumber(rejections or 0), reason
 end
-for at = 2, #ARGV, 6 do
+for at = 3, #ARGV, 6 do
   local name, reason = ARGV[at], ARGV[at + 5]
   local cooling, retired = tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
-  local _, cool, probe, rejections = parts(redis.call('HGET', key, name) or '')
-  if cooling > 0 then cool = math.max(cool, now + cooling) end
+  local _, cool, probe, rejections, was = parts(redis.call('HGET', key, name) or '')
+  if cooling > late then
+    cool = math.max(cool, now + cooling - late)
+  elseif retired == 0 and ARGV[at + 4] == '0' then
+    reason = was or reason
+  end
   if retired > 0 then
-    probe = math.max(probe, now + retired)
+    probe = math.max(probe, now + math.max(retired - late, 1))
     rejections = math.max(rejections, tonumber(ARGV[at + 3]))
   elseif ARGV[at + 4] == '1' then
     probe, rejections = -1, 0
@@ -106,6 +112,9 @@ class RedisKeyBoard:
         self._key = f"{key_prefix}key_states"
         self._timeout_seconds = timeout_seconds
         self._seen = 0
+        self._clock = clock
+        # The server's time beyond the clock's, or a bit more: it was read after it was asked for.
+        self._ahead_ms: float | None = None
         self._origin = secrets.token_hex(8)
         self._heard_uses: deque[tuple[str, Use]] = deque(maxlen=_MOST_USES)
         self._redis = GuardedRedis(
@@ -127,7 +136,9 @@ class RedisKeyBoard:
         self._channel.when_connected(connected)
 
     async def post(self, posts: Posts) -> None:
-        words: list[str | bytes | int] = [_KEPT_MS]
+        ahead = self._ahead_ms
+        sent = 0 if ahead is None else round(ahead + self._clock.monotonic() * 1000)
+        words: list[str | bytes | int] = [_KEPT_MS, sent]
         for name, news in posts.items():
             words += [
                 name,
@@ -145,6 +156,7 @@ class RedisKeyBoard:
 
     async def read(self, *, whole: bool) -> Read:
         seen = 0 if whole else self._seen
+        asked = self._clock.monotonic() * 1000
         reply = await self._run(_READ, [seen])
         uses = added(self._heard_uses)
         self._heard_uses.clear()
@@ -155,7 +167,7 @@ class RedisKeyBoard:
         except (TypeError, ValueError, IndexError):
             raise self._redis.failed("an unexpected reply") from None
         lost = number < self._seen
-        self._seen = number
+        self._seen, self._ahead_ms = number, now - asked
         since = 0 if lost else seen
         names = ((name, fields[at + 1]) for at, name in enumerate(fields) if at % 2 == 0)
         read = (_read(name, value, now, since) for name, value in names if name != _NUMBER)

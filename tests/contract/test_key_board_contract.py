@@ -310,6 +310,27 @@ class TestRedis:
         await one.post({K: COOLING})
         assert plain((await whole(other))[K]) == about(COOLING)
 
+    async def test_B66_what_the_server_runs_late_lasts_no_longer(
+        self, redis: Medium, server: RedisServer
+    ) -> None:
+        clock = SystemClock()
+        one, other = await redis.board(), await redis.board()
+        await one.post({L: KeyNews(cooling_seconds=1.0)})
+        await one.read(whole=True)  # it knows the server's time from then on
+        server.command("CLIENT", "PAUSE", "500", "WRITE")
+        began = clock.monotonic()
+        await one.post({K: KeyNews(cooling_seconds=10.0), L: KeyNews(cooling_seconds=0.3)})
+        posted = (await other.read(whole=True)).posts
+        passed = clock.monotonic() - began
+        assert 9.5 < posted[K].cooling_seconds + passed < 10.2
+        assert posted[L].cooling_seconds + passed < 1.2
+
+    async def test_B66_news_of_nothing_takes_no_reason_away(self, redis: Medium) -> None:
+        board = await redis.board()
+        await board.post({K: KeyNews(cooling_seconds=10.0, reason="rate limited")})
+        await board.post({K: KeyNews(reason="its time is over")})
+        assert (await board.read(whole=True)).posts[K].reason == "rate limited"
+
     async def test_B66_the_hash_expires(self, redis: Medium, server: RedisServer) -> None:
         board = await redis.board()
         await board.post({K: COOLING})
