@@ -6,6 +6,7 @@ from hashlib import sha256
 
 import pytest
 
+from proxy.core.outcome import CLIENT_GONE, Outcome
 from proxy.edge.app import Edge, create_app
 from proxy.edge.asgi import Message
 from proxy.settings.models import Settings
@@ -102,13 +103,16 @@ async def test_B72_who_is_not_let_in_is_not_asked_for_a_body(
         pytest.param([WHOLE, GONE], [], None, id="gone after the body"),
     ],
 )
-async def test_B42_each_request_is_told_once_however_it_ends(
-    messages: list[Message], headers: list[tuple[bytes, bytes]], status: int | None, app: Edge
+async def test_B42_each_request_is_told_once_however_it_ends_and_by_whom(
+    messages: list[Message],
+    headers: list[tuple[bytes, bytes]],
+    status: int | None,
+    app: Edge,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert await status_of(app, coming(*messages), *headers) == status
+    told: list[Outcome] = []
+    observer = type(app.runtime.snapshot.observer)
+    monkeypatch.setattr(observer, "told", lambda _, outcome: told.append(outcome))
 
-    lines = (await app.runtime.exposition()).decode().splitlines()
-    told = [
-        line for line in lines if line.startswith('magic_proxy_requests_total{endpoint="other"')
-    ]
-    assert [line.split()[-1] for line in told] == ["1.0"]
+    assert await status_of(app, coming(*messages), *headers) == status
+    assert [(each.status, each.client) for each in told] == [(status or CLIENT_GONE, "ann")]
