@@ -127,8 +127,10 @@ class BoundedProtocol(WatchedProtocol):
         if is_old:
             self.expect_100_continue = False  # RFC 9110 section 10.1.1
         super().on_headers_complete()
-        front = Unchunked(self.transport) if is_old else OneWrite(self.transport, self.loop)
-        self.cycle.transport = front  # type: ignore[assignment]  # is enough of one
+        if is_old:
+            self.cycle.transport = Unchunked(self.transport)  # type: ignore[assignment]  # is enough
+        elif self.scope["method"] != "HEAD":  # there nothing follows, and the answer ends with it
+            self.cycle.transport = OneWrite(self.transport, self.loop)  # type: ignore[assignment]
         # What uvicorn adds from here on are trailers: no header that somebody in between has
         # checked may come in that way.
         self.headers, self._names = [], []

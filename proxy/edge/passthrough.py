@@ -94,7 +94,8 @@ class _Passing:
             answer, outcome = early_error(
                 error, endpoint=self._endpoint, request_id=self._request_id
             )
-            observer.told(replace(outcome, duration_seconds=self._seconds))
+            outcome = replace(outcome, client=self._client, duration_seconds=self._seconds)
+            observer.told(outcome)
             await send_answer(answer, send)
 
     async def _passed(self, send: Send) -> Outcome:

@@ -5,7 +5,8 @@ import socket
 import struct
 from typing import Any, Final
 
-_CHUNKED: Final = b"transfer-encoding: chunked\r\n"
+# With the line before it: a header of another name may end likewise.
+_CHUNKED: Final = b"\r\ntransfer-encoding: chunked\r\n"
 
 
 class Unchunked:
@@ -24,7 +25,7 @@ class Unchunked:
         if not self._begun:
             self._begun = True
             head, said, rest = data.partition(_CHUNKED)
-            data, self._awaits_end = head + rest, bool(said)
+            data, self._awaits_end = (head + b"\r\n" + rest if said else head), bool(said)
         elif self._awaits_end:
             data = self._content(data)
         self._transport.write(data)

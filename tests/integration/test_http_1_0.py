@@ -70,6 +70,17 @@ def test_B60_an_answer_with_a_length_passes_as_it_is(body: bytes, way: Way) -> N
     assert wire.rest == body
 
 
+@pytest.mark.parametrize("framing", [b"Content-Length: 3", b"Transfer-Encoding: chunked"])
+def test_B60_a_header_whose_name_ends_likewise_passes(framing: bytes, way: Way) -> None:
+    head = b"HTTP/1.1 200 OK\r\nX-Transfer-Encoding: chunked\r\n%b\r\n\r\n" % framing
+    body = b"abc" if framing.startswith(b"Content") else chunked([b"abc"])
+    way.upstream.serve = saying(head, body)
+    wire = told(way)
+
+    assert wire.head["x-transfer-encoding"] == ["chunked"]
+    assert wire.rest == b"abc"
+
+
 def test_B21_an_answer_that_breaks_off_has_no_end_in_order(way: Way) -> None:
     async def cuts(seen: Seen) -> bool:
         await seen.peer.say(CHUNKED, b"3\r\nabc\r\n")
