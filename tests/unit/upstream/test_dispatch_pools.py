@@ -114,12 +114,16 @@ async def test_B62_a_fault_of_the_upstream_goes_to_the_next_key_and_touches_none
     assert world.states() == [KeyState.AVAILABLE] * 2
 
 
-async def test_B62_a_request_that_no_key_may_make_empties_no_pool() -> None:
+UNREADABLE = Answer(401, b"\x1b\x03", ((b"Content-Encoding", b"br"),))
+
+
+@pytest.mark.parametrize("refusal", [refused("missing_scope"), UNREADABLE])
+async def test_B62_a_request_that_no_key_may_make_empties_no_pool(refusal: Answer) -> None:
     world = World(up("up", "a", "b"))
-    transport = world.on(any=[refused("missing_scope")])
+    transport = world.on(any=[refusal])
     exchange = await world.send()
     assert (exchange.response.status, transport.used) == (401, ["a", "b"])
-    assert await body_of(exchange) == refused("missing_scope").body
+    assert await body_of(exchange) == refusal.body
     await exchange.response.aclose()
     assert world.states() == [KeyState.AVAILABLE] * 2
     assert world.in_flight() == 0
