@@ -1,5 +1,6 @@
 """Content codings (RFC 9110 section 8.4): which can be read along, and reading them."""
 
+import re
 import zlib
 from typing import Final, Protocol
 
@@ -8,6 +9,8 @@ import zstandard
 from proxy.core.wire import Headers
 
 READABLE = ("gzip", "deflate", "zstd")
+_READ: Final = frozenset({*READABLE, "x-gzip", "identity"})
+_ALL_READABLE: Final = re.compile(rb"(?:(?:gzip|deflate|zstd|identity)(?:, ?|$))*")
 
 # A few KB can be made to unfold to gigabytes. No answer that is read is longer.
 MOST_PLAIN_BYTES: Final = 256 * 1024 * 1024
@@ -121,6 +124,17 @@ def readable_accept_encoding(headers: Headers) -> bytes:
     said = accepted(headers)
     both = [coding for coding in READABLE if said.get(coding, False)]
     return ", ".join(both).encode("ascii") or b"identity"
+
+
+def only_readable(accept_encoding: bytes) -> bytes:
+    """What a client says in one header, less the codings that can't be read here."""
+    if _ALL_READABLE.fullmatch(accept_encoding):  # as nearly always
+        return accept_encoding
+    headers = ((b"accept-encoding", accept_encoding),)
+    taken = {coding for coding, is_taken in accepted(headers).items() if is_taken}
+    if taken <= _READ:
+        return accept_encoding
+    return readable_accept_encoding(headers)
 
 
 def wants_gzip(headers: Headers) -> bool:

@@ -107,11 +107,9 @@ class Flights:
         """
         rule = plan.derivation.rule
         joins = finishes = False
-        if key is not None and rule is not None and not plan.control.no_store:
-            is_kept = rule.ttl_seconds > 0
-            joins = errand in _JOINABLE and is_kept and rule.coalesce is not Coalescing.OFF
-            is_finished = is_kept and rule.on_disconnect is OnDisconnect.FINISH
-            finishes = errand in _UNATTENDED or is_finished
+        if key is not None and rule is not None and plan.is_kept:
+            joins = errand in _JOINABLE and rule.coalesce is not Coalescing.OFF
+            finishes = errand in _UNATTENDED or rule.on_disconnect is OnDisconnect.FINISH
         now = self._clock.wall()
         refreshes = errand in _UNATTENDED
         flight = Flight(

@@ -161,9 +161,9 @@ class Fetch:
 
     def _goes_on(self) -> bool:
         """Whether the work is worth its end with nobody waiting: only for entries (B42)."""
-        rule, control = self.plan.derivation.rule, self.plan.control
+        rule = self.plan.derivation.rule
         finishes = rule is not None and rule.on_disconnect is OnDisconnect.FINISH
-        return finishes and not control.no_store
+        return finishes and self.plan.is_kept
 
     def _tell(self) -> None:
         self._news.set()

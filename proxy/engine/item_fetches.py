@@ -83,8 +83,7 @@ class Fetches:
 
         `joinable` False keeps it for its own batch, whatever the rule says.
         """
-        stores = not plan.control.no_store and plan.given_tags is not None
-        joinable = joinable and stores and _shares(plan)
+        joinable = joinable and plan.is_kept and _shares(plan)
         began = asking.clock.wall()
         fetch = Fetch(plan, wants, self._landed, whole=whole, joinable=joinable, began=began)
         self._begin(asking, fetch)
@@ -102,7 +101,7 @@ class Fetches:
             wants,
             self._landed,
             whole=False,
-            joinable=joinable and _shares(plan) and plan.given_tags is not None,
+            joinable=joinable and plan.is_kept and _shares(plan),
             began=asking.clock.wall(),
             refreshes=True,
         )

@@ -58,6 +58,13 @@ class Plan:
         return self.call.identity.tenant or ""
 
     @property
+    def is_kept(self) -> bool:
+        """Whether a good answer is stored, as far as that is known before there is one."""
+        rule = self.derivation.rule
+        lasts = rule is not None and rule.ttl_seconds > 0
+        return lasts and not self.control.no_store and self.given_tags is not None
+
+    @property
     def held_bytes(self) -> int:
         """How much of an answer that is no stream is read before anything is said of it."""
         rule = self.derivation.rule

@@ -74,6 +74,8 @@ BODY_STATUSES = frozenset({401, 402, 403, 429})
 
 LONGEST_BODY = 65_536
 
+# The content codings that `plain` reads.
+_READ = frozenset({b"identity", b"gzip", b"x-gzip", b"deflate", b"zstd"})
 
 _FIRST_ERROR = 400
 _UNAUTHORIZED = 401
@@ -92,6 +94,8 @@ def classify(status: int, headers: Headers, body: bytes, wall: float) -> Verdict
     if status not in BODY_STATUSES:
         return KeyWorks() if status < _FIRST_ERROR else Neutral()
     lower = tuple((name.lower(), value) for name, value in headers)
+    if status == _UNAUTHORIZED and coding_of(lower) not in _READ:
+        return KeyUnfit()  # who asked chose the coding; it may say any of `CLIENT_CODES`
     places = error_places(plain(lower, body))
     codes = _codes(places)
     if status == _PAYMENT_REQUIRED or (status != _UNAUTHORIZED and codes & QUOTA_CODES):
@@ -111,12 +115,16 @@ def _refusal(status: int, places: list[dict[str, Any]], codes: set[str]) -> Verd
     return KeyRejected(f"status 403, {closed[0]}") if closed else Neutral()
 
 
+def coding_of(headers: Headers) -> bytes:
+    """The content coding that `headers` (names in lower case) tell, in lower case."""
+    return (header(headers, b"content-encoding") or b"").strip().lower() or b"identity"
+
+
 def plain(headers: Headers, body: bytes) -> bytes:
     """`body` decoded as far as it can be, bounded; empty for a coding that is not known."""
-    coding = (header(headers, b"content-encoding") or b"identity").strip().lower()
     try:
-        match coding:
-            case b"identity" | b"":
+        match coding_of(headers):
+            case b"identity":
                 return body[:LONGEST_BODY]
             case b"gzip" | b"x-gzip" | b"deflate":
                 # 32: the decoder tells the gzip and zlib forms apart by itself.

@@ -286,15 +286,17 @@ class Course:
         return self._stopped or is_late or self._attempts.count >= self._most
 
     def _exchange(self, turn: _Turn, lease: Lease | None, answered: Answered) -> Exchange:
-        """With what the answer holds: closing it gives key and slot back."""
+        """Closing a final answer gives key and slot back; another one holds neither."""
         upstream, profile = turn.upstream, turn.profile
-        name = upstream.config.name
-        releases: list[Callable[[], None]] = [partial(upstream.release, lease)]
-        if turn.slot is not None:
-            releases.append(turn.slot.leave)
+        name, response = upstream.config.name, answered.response
+        if answered.is_final:
+            releases: list[Callable[[], None]] = [partial(upstream.release, lease)]
+            if turn.slot is not None:
+                releases.append(turn.slot.leave)
+            response = Leased(response, releases)
         shown = name if profile.name == name else f"{name}/{profile.name}"
         return Exchange(
-            response=Leased(answered.response, releases),
+            response=response,
             upstream=name,
             profile=profile.name,
             fallback=profile is not self._chain.profiles[0],

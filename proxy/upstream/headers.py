@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 
 from proxy.core.client_deadline import HEADER as DEADLINE
+from proxy.core.coding import only_readable
 from proxy.core.websocket import without_offered_key
 from proxy.core.wire import Headers
 from proxy.upstream.config import KeySecret, TransportName, UpstreamConfig
@@ -28,6 +29,7 @@ _NEVER_SENT = frozenset({b"host", b"content-length", b"expect", b"x-admin-key", 
 
 # As clients spell it; where it passes through, that is known.
 _TE = frozenset({b"te", b"TE", b"Te"})
+_ACCEPT_ENCODING = b"accept-encoding"
 _TRAILERS = ((b"TE", b"trailers"), (b"Connection", b"TE"))
 _WEBSOCKET = ((b"connection", b"Upgrade"), (b"upgrade", b"websocket"))
 
@@ -54,7 +56,8 @@ def for_upstream(
     With a `secret`, or with `strip_credentials`, no credential of the client passes. The
     settings' own headers replace the client's of the same name. `keep_length` keeps the length
     that the client announced, for a body that is sent as it comes. `upgrade` asks for a WebSocket.
-    Who takes trailers is said anew, to an upstream whose trailers pass.
+    Who takes trailers is said anew, to an upstream whose trailers pass. With a `secret`, codings
+    are asked for that can be read: an error may repeat it, or tell whose fault it is.
     """
     own = [(name.lower().encode(), value.encode()) for name, value in config.headers]
     auth = config.auth_header.lower().encode()
@@ -63,7 +66,12 @@ def for_upstream(
         refused -= {b"content-length"}
     if secret is not None or strip_credentials:
         refused |= _CREDENTIALS | {auth}
-    passed = [(name, value) for name, value, lower in _kept(headers) if lower not in refused]
+    limited = _ACCEPT_ENCODING if secret is not None else None
+    passed = [
+        (name, only_readable(value) if lower == limited else value)
+        for name, value, lower in _kept(headers)
+        if lower not in refused
+    ]
     if secret is not None or strip_credentials:
         passed = without_offered_key(passed)
     if secret is not None:

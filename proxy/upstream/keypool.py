@@ -110,7 +110,7 @@ class KeyPool:
 
         They are shared from now on: what requests under way there learn counts here too.
         """
-        self._turn = other._turn  # noqa: SLF001  # its own kind
+        self._turn, self._resort_at = other._turn, other._resort_at  # noqa: SLF001  # its own kind
         self._news, self.on_news = other._news, other.on_news  # noqa: SLF001  # its own kind
         known = tuple(other._keys.values())  # noqa: SLF001  # its own kind
         secrets = [key.secret for key in self._keys.values()]
@@ -353,8 +353,7 @@ class KeyPool:
         if key.state is KeyState.COOLING and running:
             return None
         if key.state is KeyState.RETIRED:
-            key.rejections, key.restored = 0, True
-            self._tell(key)
+            self._taken_back(key)
         reason = "its quota is used up" if quota else "rate limited"
         return key.change(KeyState.COOLING, reason, now, key.cool_until - now)
 
@@ -371,9 +370,13 @@ class KeyPool:
         return key.change(KeyState.RETIRED, reason, now, seconds)
 
     def _restore(self, key: PooledKey, now: float) -> Transition:
-        key.rejections, key.restored = 0, True
-        self._tell(key)
+        self._taken_back(key)
         return key.change(KeyState.AVAILABLE, "the upstream takes it again", now)
+
+    def _taken_back(self, key: PooledKey) -> None:
+        """Its next rejection is a first one; where it was tried early, its time had not come."""
+        key.rejections, key.probe_at, key.restored = 0, 0.0, True
+        self._tell(key)
 
     def _tell(self, key: PooledKey) -> None:
         first = not self._news

@@ -30,7 +30,15 @@ class LastWord:
         self._error: UpstreamError | None = None
 
     async def hold(self, exchange: Exchange, verdict: Verdict, upstream: Upstream) -> None:
-        """Keep this answer instead of what was kept before."""
+        """Keep this answer instead of what was kept before.
+
+        But not one that refuses a key while others are left: of them, what was learned before says
+        more.
+        """
+        says_less = isinstance(verdict, KeyRejected) and not self._is_exhausted(upstream)
+        if says_less and (self._held or self._error):
+            await exchange.response.aclose()
+            return
         before, self._held = self._held, _Held(exchange, verdict, upstream)
         self._error = None
         if before is not None:

@@ -3,10 +3,10 @@
 from collections.abc import AsyncIterator
 from typing import Final
 
-from proxy.core.wire import Headers, header
+from proxy.core.wire import Headers
 from proxy.errors import UpstreamError
 from proxy.upstream.base import UpstreamResponse
-from proxy.upstream.classify import LONGEST_BODY, plain
+from proxy.upstream.classify import LONGEST_BODY, coding_of, plain
 from proxy.upstream.config import KeySecret
 from proxy.upstream.replay import read_ahead
 
@@ -100,7 +100,7 @@ async def masked(response: UpstreamResponse, secret: KeySecret) -> UpstreamRespo
         return response
     mask = Mask(secret)
     lower = tuple((name.lower(), value) for name, value in response.headers)
-    if (header(lower, b"content-encoding") or b"identity").strip().lower() in {b"identity", b""}:
+    if coding_of(lower) == b"identity":
         return _Masked(response, mask)
     read = await read_ahead(response, LONGEST_BODY, _CODED_SECONDS)
     body = plain(lower, read.head)

@@ -30,6 +30,7 @@ class Replayed:
         """What was taken, then what is left. Raises `UpstreamError` if it ends before its end."""
         if self.head:
             yield self.head
+            self.head = b""  # it can be megabytes, and the rest may take its time
         if self.failure is not None:
             raise self.failure
         if self._rest is not None:

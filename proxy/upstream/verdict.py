@@ -30,7 +30,7 @@ class KeyRejected:
 
 @dataclass(frozen=True, slots=True)
 class KeyUnfit:
-    """The key is good, but may not be used for what was asked; another one may."""
+    """The key is not taken for what was asked, and may be for other things; another one may do."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,6 +158,31 @@ async def test_B40_a_rule_can_switch_it_off() -> None:
     await worker.stop()
 
 
+@pytest.fixture
+async def keeping_nothing() -> AsyncIterator[Worker]:
+    worker = Worker(rule=replace(RULE, ttl_seconds=0.0))
+    worker.upstream.gate = asyncio.Event()
+    yield worker
+    await worker.stop()
+
+
+async def test_B40_items_that_are_kept_for_no_time_are_waited_for_by_nobody(
+    keeping_nothing: Worker,
+) -> None:
+    asking = await under_way(keeping_nothing, ["a", "b"], ["b", "a"])
+    assert keeping_nothing.upstream.sent == [["a", "b"], ["b", "a"]]
+    go_on(keeping_nothing)
+    await asyncio.gather(*asking)
+
+
+async def test_B42_nor_are_they_fetched_for_nobody(keeping_nothing: Worker) -> None:
+    (only,) = await under_way(keeping_nothing, ["a", "b"])
+    only.cancel()
+    await turns()
+    assert keeping_nothing.upstream.under_way == 0
+    assert len(keeping_nothing.fetching) == 0
+
+
 async def test_B54_a_batch_does_not_join_what_began_before_a_purge(worker: Worker) -> None:
     asking = await under_way(worker, ["a", "b"])
     await worker.generations.add(Selector())

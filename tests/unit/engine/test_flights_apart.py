@@ -10,6 +10,7 @@ import pytest
 
 from proxy.core.paths import FieldPath
 from proxy.core.rules import OnDisconnect
+from proxy.core.tags import MOST_TAGS, TagTemplate
 from tests.unit.engine.crowds import (
     answered,
     asking,
@@ -127,4 +128,18 @@ async def test_B50_an_answer_that_unpacks_to_far_more_than_an_entry_is_passed_on
     assert await body_of(answer) == packed
     assert "not-stored:too-large" in told(answer, b"cache-status")
     assert most < 25_000_000
+    await nothing_left(engine)
+
+
+async def test_B40_what_has_too_many_tags_to_be_stored_is_waited_for_by_nobody() -> None:
+    tags = tuple(TagTemplate.parse(f"t{number}") for number in range(MOST_TAGS + 1))
+    engine = started(replace(RULE, tags=tags))
+    asked = asking(engine, 2)
+    await turns()
+    assert calls(engine) == [2]
+    asked.pop().cancel()
+    await turns()
+    assert upstream(engine).calls[1].cancelled(), "nor is it finished for nobody"
+    answered(engine, call=0)
+    await asyncio.gather(*asked)
     await nothing_left(engine)

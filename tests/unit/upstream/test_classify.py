@@ -114,6 +114,12 @@ def test_B62_an_unreadable_error_still_cools() -> None:
     assert classify(429, ((b"content-encoding", b"br"),), b"\x1b\x03", WALL) == KeyLimited(None)
 
 
+def test_B62_an_error_that_clients_can_make_unreadable_retires_no_key() -> None:
+    coded = ((b"content-encoding", b"br"),)
+    assert classify(401, coded, b"\x1b\x03", WALL) == KeyUnfit()
+    assert classify(403, coded, b"\x1b\x03", WALL) == Neutral()
+
+
 def test_B62_a_compressed_bomb_is_not_unpacked() -> None:
     bomb = gzip.compress(b'{"error": {"code": "insufficient_quota"}' + b" " * 50_000_000 + b"}")
     assert len(bomb) < LONGEST_BODY

@@ -8,7 +8,15 @@ from proxy.errors import KeysExhausted, UpstreamError, UpstreamUnreachable
 from proxy.upstream.base import Timeouts, UpstreamRequest
 from proxy.upstream.config import KeySecret
 from proxy.upstream.pooled_key import KeyState
-from tests.unit.upstream.scripted import Answer, World, body_of, limited, refused, up
+from tests.unit.upstream.scripted import (
+    Answer,
+    World,
+    body_of,
+    limited,
+    refused,
+    refused_connection,
+    up,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -114,12 +122,17 @@ async def test_B62_a_fault_of_the_upstream_goes_to_the_next_key_and_touches_none
     assert world.states() == [KeyState.AVAILABLE] * 2
 
 
-async def test_B62_a_request_that_no_key_may_make_empties_no_pool() -> None:
+NOT_AGAIN = ((b"x-should-retry", b"false"),)
+UNREADABLE = Answer(401, b"\x1b\x03", ((b"Content-Encoding", b"br"),))
+
+
+@pytest.mark.parametrize("refusal", [refused("missing_scope"), UNREADABLE])
+async def test_B62_a_request_that_no_key_may_make_empties_no_pool(refusal: Answer) -> None:
     world = World(up("up", "a", "b"))
-    transport = world.on(any=[refused("missing_scope")])
+    transport = world.on(any=[refusal])
     exchange = await world.send()
     assert (exchange.response.status, transport.used) == (401, ["a", "b"])
-    assert await body_of(exchange) == refused("missing_scope").body
+    assert await body_of(exchange) == refusal.body
     await exchange.response.aclose()
     assert world.states() == [KeyState.AVAILABLE] * 2
     assert world.in_flight() == 0
@@ -130,6 +143,27 @@ async def test_B62_a_key_that_lacks_a_permission_is_stood_in_for_by_another() ->
     world.on(a=[refused("missing_scope")])
     assert [(await world.ok()).response.status for _ in range(3)] == [200] * 3
     assert world.states() == [KeyState.AVAILABLE] * 2
+
+
+@pytest.mark.parametrize("before", [refused("missing_scope"), Answer(500, headers=NOT_AGAIN)])
+async def test_B65_a_key_that_is_refused_does_not_hide_what_another_was_told(
+    before: Answer,
+) -> None:
+    world = World(up("up", "a", "b"))
+    transport = world.on(a=[before], b=[refused()])
+    exchange = await world.send()
+    assert (exchange.response.status, transport.used) == (before.status, ["a", "b"])
+    assert await body_of(exchange) == before.body
+    await exchange.response.aclose()
+    assert world.states() == [KeyState.AVAILABLE, KeyState.RETIRED]
+    assert world.in_flight() == 0
+
+
+async def test_B65_nor_that_there_was_no_connection() -> None:
+    world = World(up("up", "a", "b"))
+    world.on(a=[refused_connection()], b=[refused()])
+    with pytest.raises(UpstreamUnreachable):
+        await world.send()
 
 
 async def test_B62_a_retired_key_comes_back_through_a_probe() -> None:

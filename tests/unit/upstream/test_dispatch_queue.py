@@ -59,6 +59,19 @@ async def test_a_request_that_fails_gives_its_slot_back(step: Answer | UpstreamU
     assert world.set.gate_states() == {"up": GateState(0, 0)}
 
 
+@pytest.mark.parametrize("steps", [[limited(5)], [Answer(503)], [limited(5), Answer(503)]])
+async def test_B63_an_answer_to_a_retry_holds_the_slot_until_it_is_closed(
+    steps: list[Answer],
+) -> None:
+    world = World(up("up", "k1", "k2", "k3", queue=ONE))
+    world.on(any=[*steps, Answer()])
+    exchange = await world.send()
+    assert exchange.attempts == len(steps) + 1
+    assert world.set.gate_states() == {"up": GateState(1, 0)}
+    await exchange.response.aclose()
+    assert world.set.gate_states() == {"up": GateState(0, 0)}
+
+
 async def test_a_request_that_is_cancelled_gives_its_slot_back() -> None:
     world = World(up(queue=replace(ONE, max_waiting=5)))
     exchange = await world.send()

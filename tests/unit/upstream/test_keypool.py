@@ -168,6 +168,24 @@ def test_B62_where_all_keys_are_retired_one_is_tried_now_and_then() -> None:
     assert {use(keys, KeyWorks(), 30.0) for _ in range(3)} == {1}, "now one is left that works"
 
 
+def test_B62_a_reload_has_none_of_them_tried_sooner() -> None:
+    keys, after = pool(A), pool(A)
+    use(keys, KeyRejected("status 401"))
+    after.take_over(keys)
+    assert after.acquire(4.0) is None
+    assert after.acquire(5.0) is not None
+
+
+@pytest.mark.parametrize("shows", [KeyWorks(), KeyLimited(1.0)])
+def test_B62_a_key_that_was_taken_back_before_its_time_starts_anew(shows: object) -> None:
+    keys = pool(A)
+    use(keys, KeyRejected("status 401"), 0.0)
+    use(keys, KeyRejected("status 401"), 600.0)
+    use(keys, shows, 610.0)
+    use(keys, KeyRejected("status 401"), 620.0)
+    assert keys.states(620.0)[0].seconds == 600.0
+
+
 def test_B62_a_key_whose_quota_is_used_up_is_not_tried_for_want_of_others() -> None:
     keys = pool(A, B)
     use(keys, KeyRejected("status 401"))

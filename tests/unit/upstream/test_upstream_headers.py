@@ -97,3 +97,24 @@ def test_B69_what_can_be_secret_is_not_in_the_repr() -> None:
         http_proxy="http://me:sk-secret@proxy.example",
     )
     assert "sk-secret" not in repr(config)
+
+
+@pytest.mark.parametrize(
+    ("said", "asked"),
+    [
+        (b"gzip, deflate", b"gzip, deflate"),
+        (b"GZIP;q=0.5, identity", b"GZIP;q=0.5, identity"),
+        (b"gzip, br;q=0", b"gzip, br;q=0"),
+        (b"gzip, deflate, br, zstd", b"gzip, deflate, zstd"),
+        (b"br", b"identity"),
+        (b"*", b"identity"),
+        (b"", b""),
+    ],
+)
+def test_B69_with_a_key_of_the_pool_no_coding_is_asked_for_that_could_hide_it(
+    said: bytes, asked: bytes
+) -> None:
+    headers = ((b"x-first", b"1"), (b"Accept-Encoding", said), (b"x-last", b"1"))
+    (*passed, _) = sent(PLAIN, headers, secret=KEY)
+    assert passed == [(b"x-first", b"1"), (b"Accept-Encoding", asked), (b"x-last", b"1")]
+    assert sent(PLAIN, headers) == headers, "a client's own key it may have back"
