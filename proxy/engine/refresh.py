@@ -15,6 +15,7 @@ from proxy.engine.item_fetch import Fetch
 from proxy.engine.item_fetches import Fetches
 from proxy.engine.leading import Leader
 from proxy.engine.plan import Plan
+from proxy.engine.probing import Probes
 
 # While an upstream is down, every request for a stale entry would otherwise try it anew.
 _PAUSE_SECONDS: Final = 1.0
@@ -39,7 +40,7 @@ class Refreshes:
         self._under_way = 0
         # When a key that failed may be tried again; as few as there can be under way in a second.
         self._not_before: dict[str, float] = {}
-        self._no_probe_before: dict[str, float] = {}
+        self._probes = Probes(clock)
         self.skipped = 0
         """How many were not started because too many were under way."""
 
@@ -81,27 +82,22 @@ class Refreshes:
         return True
 
     def probe(self, leader: Leader, plan: Plan, key: str) -> None:
-        """Let the fetch of a new answer for `key` be a circuit's probe; nobody joins that.
-
-        One in a second begins, whatever is under way: one that hangs does not bar the next.
-        """
-        if self._may_probe(plan):
-            self._flights.start(leader, plan, key, Errand.PROBE)
+        """Let the fetch of a new answer for `key` be a circuit's probe; nobody joins that."""
+        upstream = plan.chain.profiles[0].upstream
+        if self._probes.may_begin(upstream):
+            flight = self._flights.start(leader, plan, key, Errand.PROBE)
+            assert flight.task is not None
+            self._probes.began(upstream, flight.task)
 
     def probe_items(
         self, fetches: Fetches, asking: Asking, plan: Plan, wants: Sequence[Want]
     ) -> None:
         """The same with items of a batch."""
-        if self._may_probe(plan):
-            fetches.refresh(asking, plan, wants, joinable=False)
-
-    def _may_probe(self, plan: Plan) -> bool:
-        """Whether it may begin now; it may be a while until the circuit hears of it."""
-        upstream, now = plan.chain.profiles[0].upstream, self._clock.monotonic()
-        if now < self._no_probe_before.get(upstream, 0.0):
-            return False
-        self._no_probe_before[upstream] = now + _PAUSE_SECONDS
-        return True
+        upstream = plan.chain.profiles[0].upstream
+        if self._probes.may_begin(upstream):
+            fetch = fetches.refresh(asking, plan, wants, joinable=False)
+            assert fetch.task is not None
+            self._probes.began(upstream, fetch.task)
 
     def _is_paused(self, key: str) -> bool:
         return self._clock.monotonic() < self._not_before.get(key, 0.0)

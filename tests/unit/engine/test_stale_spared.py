@@ -7,7 +7,9 @@ import pytest
 
 from proxy.coalesce.base import FlightEnd
 from proxy.core.rules import OnDisconnect
+from proxy.engine.probing import Probes
 from proxy.errors import CircuitOpen, UpstreamTimeout
+from tests.fakes import FakeClock
 from tests.unit.engine.batch_kit import Worker
 from tests.unit.engine.freshness import BOTH, SIE, Ageing, ageing, cache_status, saying
 from tests.unit.engine.kit import COMPLETION, going, told
@@ -83,18 +85,49 @@ async def test_B15_a_probe_that_hangs_holds_nobody_up(on_disconnect: OnDisconnec
         assert here.engine.witness.unattended == [("refresh", FlightEnd.FAILED)]
 
 
-async def test_B15_one_probe_begins_in_a_second_whatever_becomes_of_those_before() -> None:
-    async with ageing(SIE) as here:
+async def test_B15_the_more_probes_hang_the_later_the_next_one_begins() -> None:
+    async with ageing(replace(SIE, stale_if_error_seconds=3600)) as here:
         here.limited(SIE, most=1)
         await here.store(COMPLETION, "another")
         await left_alone(here)
 
-        for begun in range(1, 4):
+        for begun, seconds in enumerate((2, 4, 30, 30), start=1):
             for content in ("hi", "another") * 3:
                 assert (await here.asked(content))[0] == "STALE"
             await turns()
             assert here.calls == 2 + begun
-            here.pass_time(1)
+            here.pass_time(seconds - 0.1)
+            assert (await here.asked())[0] == "STALE"
+            await turns()
+            assert here.calls == 2 + begun
+            here.pass_time(0.1)
+
+
+async def hang() -> None:
+    await asyncio.Event().wait()
+
+
+async def test_B15_no_more_than_three_probes_hang_and_the_oldest_is_given_up() -> None:
+    clock = FakeClock()
+    probes = Probes(clock)
+    hanging = [asyncio.create_task(hang()) for _ in range(4)]
+    for probe in hanging:
+        assert probes.may_begin("up")
+        probes.began("up", probe)
+        assert probes.may_begin("another")
+        assert not probes.may_begin("up")
+        clock.advance(30)
+    await turns()
+
+    assert [probe.cancelled() for probe in hanging] == [True, False, False, False]
+    probes.began("up", done := asyncio.create_task(asyncio.sleep(0)))
+    await done
+    await turns()
+    assert not probes.may_begin("up")
+    clock.advance(1)
+    assert probes.may_begin("up"), "one of them has ended: it does not hang"
+    for probe in hanging:
+        probe.cancel()
 
 
 async def test_B15_who_wants_no_stale_answer_is_the_probe() -> None:
