@@ -259,17 +259,22 @@ class ChaosJudge:
         if result.ask.path:
             failed = any(not call.went_well for call in calls)
             return None if failed or out else "its call did not fail"
-        return _fits(result, code, calls, out) if out else "an upstream was well"
+        if not out:
+            return "an upstream was well"
+        return _fits(result, code, calls, self._windows(result, model))
 
 
 def _fits(
-    result: Result, code: str | None, calls: Sequence[Call], out: Sequence[Window]
+    result: Result, code: str | None, calls: Sequence[Call], windows: Sequence[Window]
 ) -> str | None:
-    """None where what was broken can be the reason for this error, else why not."""
+    """None where what was broken can be the reason for this error, else why not.
+
+    Troubles add up: a refused key stays so while its upstream stalls and no probe is answered.
+    """
     if code == "upstream_failing":
         return None  # its status is in the header of a stale answer
     if code in _REASONS:
-        fits = any(window.trouble in _REASONS[code] for window in out)
+        fits = any(window.trouble in _REASONS[code] for window in windows)
         return None if fits else f"nothing broken that could be the reason for {code}"
     if any(call.status == result.status for call in calls):
         return None

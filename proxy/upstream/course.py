@@ -127,7 +127,7 @@ class Course:
             if lacked is None:
                 return None
             if not await self._key_comes(turn, lacked):
-                self._last_word.had_no_key(turn.upstream)
+                self._last_word.had_no_key(turn.upstream, lacked)
                 return None
         return exchange
 

@@ -60,9 +60,9 @@ class LastWord:
         if before is None or (isinstance(before, CircuitOpen) and refusal.seconds < before.seconds):
             self._error = refusal
 
-    def had_no_key(self, upstream: Upstream) -> None:
-        """No key could be had; where none is left at all, that is the error."""
-        if self._is_exhausted(upstream):
+    def had_no_key(self, upstream: Upstream, now: float) -> None:
+        """No key could be had at `now`; where none was left at all, that is the error."""
+        if upstream.is_exhausted(self._needs.last(upstream), now):
             self._error = self._exhausted() or _rejected(upstream)
 
     def say(self) -> Exchange:

@@ -62,9 +62,10 @@ class Upstream:
         now = self.clock.monotonic() if now is None else now
         return None if self.pool is None else self.pool.soonest(now, need)
 
-    def is_exhausted(self, need: Need) -> bool:
-        """True where there are keys, and none can be given out."""
-        return self.pool is not None and self.pool.exhausted(self.clock.monotonic(), need)
+    def is_exhausted(self, need: Need, now: float | None = None) -> bool:
+        """True where there are keys, and none can be given out `now`."""
+        now = self.clock.monotonic() if now is None else now
+        return self.pool is not None and self.pool.exhausted(now, need)
 
     @property
     def is_short_of_keys(self) -> bool:

@@ -120,6 +120,16 @@ def test_an_error_needs_a_reason_of_its_kind(
     assert world.fault(note=error(code)) is fault
 
 
+def test_a_refused_key_stays_so_while_its_upstream_answers_no_probe() -> None:
+    world = World()
+    rejected = failed("lonely")
+    rejected.note = error("upstream_credentials_rejected")
+    world.breaks(Trouble.REVOKED, KEYS["gamma"][1])
+    assert world.fault(ask=rejected.ask, note=rejected.note) is Fault.FAILED
+    world.breaks(Trouble.STALL, "gamma")
+    assert world.fault(ask=rejected.ask, note=rejected.note) is None
+
+
 def test_an_upstreams_own_error_needs_a_call_that_was_answered_so() -> None:
     world = World()
     for upstream in ("beta", "gamma"):

@@ -8,6 +8,7 @@ from proxy.errors import KeysExhausted, UpstreamError, UpstreamUnreachable
 from proxy.upstream.base import Timeouts, UpstreamRequest
 from proxy.upstream.config import KeySecret
 from proxy.upstream.pooled_key import KeyState
+from tests.fakes import FakeClock
 from tests.unit.upstream.scripted import (
     Answer,
     World,
@@ -242,3 +243,22 @@ async def test_B62_one_line_for_each_change_of_a_key(caplog: pytest.LogCaptureFi
         f"upstream up: {fingerprint} is available: its time is over",
     ]
     assert "sk-a" not in caplog.text
+
+
+class Ticking(FakeClock):
+    """Time passes whenever somebody looks."""
+
+    def monotonic(self) -> float:
+        self.advance(0.001)
+        return super().monotonic()
+
+
+@pytest.mark.parametrize("ticks", range(1, 21))
+async def test_B64_a_refused_key_that_is_due_in_this_moment_makes_no_time_out(ticks: int) -> None:
+    clock = Ticking()
+    world = World(up("up", "a", "b", key_retire_seconds=10.0), clock=clock)
+    world.on(a=[limited(100)], b=[refused()])
+    for seconds in (10.0 - 0.001 * ticks, 0.0):
+        with pytest.raises(KeysExhausted):
+            await world.send()
+        clock.advance(seconds)
