@@ -2,22 +2,32 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from proxy.edge.asgi import ClientGone, Receive
 from proxy.tasks import TaskGroup
 
-# What is done sooner is not broken off: most of it is, and to watch costs as much as a look-up.
-_UNWATCHED_SECONDS: Final = 0.05
+if TYPE_CHECKING:
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+# What is being cancelled already is looked at again after this.
+_AGAIN_SECONDS: Final = 0.05
 
 
 async def while_connected(
-    work: Coroutine[Any, Any, None], gone: Coroutine[Any, Any, None], tasks: TaskGroup
+    work: Coroutine[Any, Any, None], receive: Receive, tasks: TaskGroup
 ) -> None:
-    """Run `work` to its end, or cancel it when `gone` returns first; raises what `work` raises."""
+    """Run `work` to its end, or cancel it when the client goes; raises what `work` raises.
+
+    While the request's body comes, its reader is told instead. `receive` is uvicorn's: behind
+    another server only readers of bodies are told.
+    """
     task = asyncio.current_task()
     assert task is not None
-    watch = _Watch(task, gone, tasks)
+    watch = _Watch()
+    cycle: Any = getattr(receive, "__self__", None)
+    if isinstance(getattr(cycle, "message_event", None), asyncio.Event):
+        watch.begin(task, cycle)
     tasks.adopt(task, name="request")
     try:
         await work
@@ -29,68 +39,77 @@ async def while_connected(
         watch.end()
 
 
-class _Watch:
-    """Cancels a task when `gone` returns; begins to wait for that after a moment."""
+class _Watch(asyncio.Event):
+    """Cancels a task when the client goes.
 
-    def __init__(
-        self, task: asyncio.Task[Any], gone: Coroutine[Any, Any, None], tasks: TaskGroup
-    ) -> None:
+    It stands in for the event that uvicorn sets for a `receive` that waits: to wait there would
+    take one more task for each request.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
         self.has_cancelled = False
-        self._task = task
-        self._gone = gone
-        self._tasks = tasks
-        self._watcher: asyncio.Task[None] | None = None
-        self._ended = False
-        self._timer = asyncio.get_running_loop().call_later(_UNWATCHED_SECONDS, self._begin)
+        # Both while there is something to cancel.
+        self._task: asyncio.Task[Any] | None = None
+        self._cycle: RequestResponseCycle | None = None
+
+    def begin(self, task: asyncio.Task[Any], cycle: "RequestResponseCycle") -> None:
+        """Take the event's place; nobody waits for it yet."""
+        if cycle.message_event.is_set():
+            super().set()
+        cycle.message_event = self
+        self._task, self._cycle = task, cycle
+        self._look()
 
     def end(self) -> None:
         """There is nothing left to cancel."""
-        self._ended = True
-        self._timer.cancel()
-        if self._watcher is None:
-            self._gone.close()
+        self._task = self._cycle = None
+
+    def set(self) -> None:
+        """There is more of the request's body, or its client has gone, or it is answered."""
+        super().set()
+        self._look()
+
+    def _look(self) -> None:
+        cycle = self._cycle
+        if cycle is None or cycle.more_body:
+            return
+        if cycle.disconnected:
+            asyncio.get_running_loop().call_soon(self._cancel)
         else:
-            self._watcher.cancel()
+            cycle.flow.resume_reading()  # it may have stopped, and would not see the end
 
-    def _begin(self) -> None:
-        self._watcher = self._tasks.start(self._gone, name="disconnect-watch")
-        self._watcher.add_done_callback(self._cancel)
-
-    def _cancel(self, watcher: asyncio.Task[None]) -> None:
-        if self._ended or watcher.cancelled():
+    def _cancel(self) -> None:
+        task = self._task
+        if task is None:
             return
-        if self._task.cancelling():
+        if task.cancelling():
             # By a time-out within it, or for good: what is being cleaned up is not broken off.
-            asyncio.get_running_loop().call_later(_UNWATCHED_SECONDS, self._cancel, watcher)
+            asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._cancel)
             return
+        self.end()
         self.has_cancelled = True
-        self._task.cancel()
-
-
-async def disconnected(receive: Receive) -> None:
-    """Return when the client has gone; only once the request's body has been read."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
+        task.cancel()
 
 
 class Upload:
-    """A request's body as it arrives, and the wait for the disconnect that may follow it."""
+    """A request's body as it arrives."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._first = b""
-        self._read = asyncio.Event()
+        self._read = False  # to its end
 
     async def begin(self) -> bytes | None:
         """Wait for the first bytes; the body, where that is all of it. Raises `ClientGone`."""
         self._first = await self._next()
-        return self._first if self._read.is_set() else None
+        return self._first if self._read else None
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         first, self._first = self._first, b""
         if first:
             yield first
-        while not self._read.is_set():
+        while not self._read:
             if chunk := await self._next():
                 yield chunk
 
@@ -98,12 +117,6 @@ class Upload:
         message = await self._receive()
         if message["type"] != "http.request":
             raise ClientGone
-        if not message.get("more_body", False):
-            self._read.set()
+        self._read = not message.get("more_body", False)
         body: bytes = message.get("body", b"")
         return body
-
-    async def disconnected(self) -> None:
-        """Return when the client has gone after its body; during the body, the reader is told."""
-        await self._read.wait()
-        await disconnected(self._receive)

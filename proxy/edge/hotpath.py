@@ -53,8 +53,8 @@ _ATTRIBUTES: Final[dict[type, tuple[str, ...]]] = {
     ),
     FlowControl: ("read_paused", "write_paused"),
     RequestResponseCycle: (
-        *("disconnected", "message_event", "more_body", "response_complete", "response_started"),
-        "waiting_for_100_continue",
+        *("body", "disconnected", "flow", "message_event", "more_body"),
+        *("response_complete", "response_started", "waiting_for_100_continue"),
     ),
 }
 
@@ -168,6 +168,8 @@ class ProxyProtocol(BoundedProtocol):
             return  # there is more to come
         self._noted = None
         if is_one and self.scope.get("raw_path") in CACHED:
+            if noted.begun is not None:
+                self.cycle.body.clear()  # nobody will ask for it
             leave(self.scope, noted.begun or b"".join(noted.reads))
 
     # To the client

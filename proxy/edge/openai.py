@@ -5,7 +5,7 @@ from proxy.core.wire import Endpoint, Headers, header
 from proxy.edge.admission import Admission
 from proxy.edge.asgi import ClientGone, Receive, Scope, Send, headers_of, read_body
 from proxy.edge.direct import Begun, Direct, begun_before
-from proxy.edge.disconnect import disconnected, while_connected
+from proxy.edge.disconnect import while_connected
 from proxy.edge.heads import Head
 from proxy.edge.responses import early_error, send_answer
 from proxy.engine.base import Answer
@@ -35,7 +35,7 @@ class CachedEndpoint:
         begun = begun_before(scope) or await self._begun(endpoint, scope, receive)
         if isinstance(begun, Begun):
             work = self._finish(begun, send)
-            await while_connected(work, disconnected(receive), self._runtime.tasks)
+            await while_connected(work, receive, self._runtime.tasks)
         elif begun is not None:
             await send_answer(begun, send)
 

@@ -12,7 +12,7 @@ from proxy.core.targets import leaves_root
 from proxy.core.wire import Headers, header
 from proxy.edge import websockets
 from proxy.edge.asgi import ClientGone, Receive, Scope, Send, has_body, headers_of
-from proxy.edge.disconnect import Upload, disconnected, while_connected
+from proxy.edge.disconnect import Upload, while_connected
 from proxy.edge.http_protocol import NAMES
 from proxy.edge.responses import early_error, send_answer, send_stream
 from proxy.engine.patience import Patience
@@ -51,7 +51,7 @@ class PassThrough:
     async def __call__(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass one request on; `path` is the raw path after the API root."""
         passing = _Passing(self._runtime, path, scope, receive)
-        await while_connected(passing.run(send), passing.gone(), self._runtime.tasks)
+        await while_connected(passing.run(send), receive, self._runtime.tasks)
 
 
 class _Passing:
@@ -63,7 +63,6 @@ class _Passing:
         self._path = path
         self._scope = scope
         self._query = scope["query_string"].decode("latin-1")
-        self._receive = receive
         self._headers = headers_of(scope)
         self._upload = Upload(receive) if has_body(self._headers) else None
         self._connection = None
@@ -73,11 +72,6 @@ class _Passing:
         self._started = runtime.clock.monotonic()
         self._request_id = runtime.request_ids.next()
         self._client: str | None = None
-
-    async def gone(self) -> None:
-        """Return when the client has gone after its body; during the body, its reader is told."""
-        upload = self._upload
-        await (disconnected(self._receive) if upload is None else upload.disconnected())
 
     async def run(self, send: Send) -> None:
         """Pass it on, and the answer back; whatever goes wrong leaves in the OpenAI envelope."""

@@ -4,7 +4,7 @@ from proxy.core.resources import Resource
 from proxy.core.websocket import asks_for_websocket
 from proxy.core.wire import Endpoint
 from proxy.edge.asgi import Receive, Scope, Send, has_body, headers_of
-from proxy.edge.disconnect import disconnected, while_connected
+from proxy.edge.disconnect import while_connected
 from proxy.edge.passthrough import refuse_dot_segments
 from proxy.edge.responses import early_error, send_answer
 from proxy.engine.base import Call
@@ -33,7 +33,7 @@ class ResourceReads:
     ) -> None:
         """Answer one read; whatever goes wrong leaves in the OpenAI envelope."""
         work = self._read(self._runtime.snapshot, resource, path, scope, send)
-        await while_connected(work, disconnected(receive), self._runtime.tasks)
+        await while_connected(work, receive, self._runtime.tasks)
 
     async def _read(
         self, snapshot: Snapshot, resource: Resource, path: str, scope: Scope, send: Send

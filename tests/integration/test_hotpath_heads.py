@@ -202,6 +202,7 @@ def test_B42_a_client_that_goes_is_noticed_also_where_its_request_was_begun_by_i
         line.send(request(body=spelled(chat("Gone."), 1)))
         seen = upstream.app.wait_for_requests(1)[0]
         seen.holding.wait()
+        assert proxy.watch.connections[-1].cycle.body == b"", "it is not held twice"
     seen.disconnected.wait()
 
 

@@ -10,6 +10,8 @@ from proxy.core.outcome import CLIENT_GONE, Outcome
 from proxy.edge.app import Edge, create_app
 from proxy.edge.asgi import Message
 from proxy.settings.models import Settings
+from tests.unit.edge.kit import Client
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -68,17 +70,14 @@ async def status_of(
     return sent[0]["status"] if sent else None
 
 
-def coming(*messages: Message) -> Callable[[], Awaitable[Message]]:
-    """One message after another, then none."""
-    left = iter(messages)
-
-    async def receive() -> Message:
-        for message in left:
-            return message
-        await asyncio.Event().wait()
-        raise AssertionError
-
-    return receive
+async def comes(client: Client, *messages: Message) -> None:
+    """One message after another, each when the one before was taken."""
+    for message in messages:
+        if message is GONE:
+            client.leaves()
+        else:
+            client.sends(message["body"], more=message["more_body"])
+            await until(lambda: client.is_heard)
 
 
 @pytest.mark.parametrize(
@@ -114,5 +113,10 @@ async def test_B42_each_request_is_told_once_however_it_ends_and_by_whom(
     observer = type(app.runtime.snapshot.observer)
     monkeypatch.setattr(observer, "told", lambda _, outcome: told.append(outcome))
 
-    assert await status_of(app, coming(*messages), *headers) == status
+    client = Client(more_body=True)
+    got, _ = await asyncio.gather(
+        status_of(app, client.receive, *headers), comes(client, *messages)
+    )
+
+    assert got == status
     assert [(each.status, each.client) for each in told] == [(status or CLIENT_GONE, "ann")]
