@@ -66,6 +66,12 @@ class Metrics:
         self._durations: dict[tuple[str, XCache], Durations] = {}
         self._billed, self._saved = Spending(), Spending()
         self.add_collector(self._told)
+        self._register_requests()
+        self._register_upstreams()
+        self._register_stores()
+
+    def _register_requests(self) -> None:
+        """What becomes of requests, and of the calls that they share or leave behind."""
         self._items = self._counter(
             "magic_proxy_embedding_items", "Inputs of batches of embeddings.", "result"
         )
@@ -81,6 +87,24 @@ class Metrics:
             "Answers that broke off, by the upstream or by the client.",
             "endpoint",
         )
+        self._unattended = self._counter(
+            "magic_proxy_unattended_flights",
+            "Upstream requests that ended with no client waiting: refreshes, and answers finished "
+            "for the store alone.",
+            "purpose",
+            "end",
+        )
+        self._collapsed = self._counter(
+            "magic_proxy_collapsed_requests",
+            "Requests that shared the upstream request of another.",
+            "endpoint",
+        )
+        self._sockets = self._counter(
+            "magic_proxy_websockets", "WebSockets that have ended, by how.", "end"
+        )
+
+    def _register_upstreams(self) -> None:
+        """Who is tried, and who answers."""
         self._attempts = self._counter(
             "magic_proxy_upstream_attempts",
             "Tries of upstreams, retries included.",
@@ -107,6 +131,9 @@ class Metrics:
             "profile",
             "fallback",
         )
+
+    def _register_stores(self) -> None:
+        """What is asked of stores, and goes wrong there."""
         self._store_errors = self._counter(
             "magic_proxy_store_errors", "Failed operations of the store.", "operation"
         )
@@ -123,21 +150,6 @@ class Metrics:
         )
         self._unreadable = self._counter(
             "magic_proxy_entries_unreadable", "Stored bytes that were no readable entry; deleted."
-        )
-        self._unattended = self._counter(
-            "magic_proxy_unattended_flights",
-            "Upstream requests that ended with no client waiting: refreshes, and answers finished "
-            "for the store alone.",
-            "purpose",
-            "end",
-        )
-        self._collapsed = self._counter(
-            "magic_proxy_collapsed_requests",
-            "Requests that shared the upstream request of another.",
-            "endpoint",
-        )
-        self._sockets = self._counter(
-            "magic_proxy_websockets", "WebSockets that have ended, by how.", "end"
         )
         self._purges = self._counter(
             "magic_proxy_purges", "Purges that this process was asked for.", "kind"
