@@ -59,6 +59,18 @@ async def begun(here: Replicas, handed_on: int, followers: int = 1) -> list[asyn
     return following
 
 
+async def parted(here: Replicas, handed_on: int, new: list[bytes]) -> asyncio.Task[bytes]:
+    """The new answer breaks the stream off; who waits for the whole of it is returned."""
+    (stream,) = await begun(here, handed_on)
+    other = here.engines[1]
+    (whole,) = asking_whole(other)
+    await turns()
+    answered(other, new)
+    with pytest.raises(UpstreamProtocolError):
+        await stream
+    return whole
+
+
 @pytest.mark.parametrize("stream", [True, False])
 async def test_B41_a_leader_that_dies_before_its_head_is_taken_over(stream: bool) -> None:
     async with replicas(count=3) as here:
@@ -113,13 +125,8 @@ async def test_B41_another_answer_breaks_the_stream_off_and_is_finished_for_the_
     new: list[bytes], text: str, handed_on: int
 ) -> None:
     async with replicas() as here:
-        (stream,) = await begun(here, handed_on)
         other = here.engines[1]
-        (whole,) = asking_whole(other)
-        await turns()
-        answered(other, new)
-        with pytest.raises(UpstreamProtocolError):
-            await stream
+        whole = await parted(here, handed_on, new)
         assert text_of(await whole) == text
         assert not other.witness.outcomes[0].complete
         hit = await other.ask()
@@ -148,13 +155,8 @@ async def test_B41_a_new_answer_that_is_not_whole_breaks_the_stream_off_and_is_n
     new: list[bytes], handed_on: int
 ) -> None:
     async with replicas() as here:
-        (stream,) = await begun(here, handed_on)
         other = here.engines[1]
-        (whole,) = asking_whole(other)
-        await turns()
-        answered(other, new)
-        with pytest.raises(UpstreamProtocolError):
-            await stream
+        whole = await parted(here, handed_on, new)
         await turns()
         assert calls(other) == [2], "who was sent nothing tries once more"
         assert here.store.values == {}
